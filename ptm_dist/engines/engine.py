@@ -1,0 +1,63 @@
+"""What the trainer knows of an engine: one step, one evaluation, one state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from data_pipeline.loader import StepBatch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank.
+
+    Attributes:
+        loss: mean loss per target over the whole global batch, in nats.
+        grad_norm: global L2 norm of the gradient before clipping.
+        targets: number of predicted tokens in the global batch.
+    """
+
+    loss: float
+    grad_norm: float
+    targets: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Validation, the same on every rank: mean loss per target in nats, and the number of targets."""
+
+    loss: float
+    targets: int
+
+
+class Engine(Protocol):
+    """Computes steps of a run on this process's share of a layout."""
+
+    dp_rank: int
+    """Which slice of a global batch this process reads."""
+    dp_size: int
+    """How many slices a global batch has."""
+
+    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+        """Forward, backward, clip and update on this rank's slice of one global batch."""
+        ...
+
+    def evaluate(self, batches: Iterable[StepBatch]) -> EvaluationResult:
+        """Loss over batches without touching gradients or weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer state under canonical names, as tensors that a checkpoint can shard."""
+        ...
+
+    def load(self, progress_step: int) -> None:
+        """Take over what was read into the tensors of :meth:`state`, at optimizer step `progress_step`."""
+        ...
+
+    def close(self) -> None:
+        """Release process groups and device memory."""
+        ...

@@ -1,0 +1,229 @@
+"""The typed recipe: every key a run may set, with its unit, default and allowed values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class Section(BaseModel):
+    """A group of keys; an unknown key is an error, a value never changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Precision(StrEnum):
+    """Number formats of a training step."""
+
+    FP32 = "fp32"
+    """Everything in float32."""
+    FP64 = "fp64"
+    """Everything in float64: for parity proofs."""
+    BF16 = "bf16"
+    """Compute in bfloat16; float32 master weights, gradient reduction and optimizer state."""
+
+
+class Recompute(StrEnum):
+    """What is computed again in the backward pass instead of being stored."""
+
+    NONE = "none"
+    """Every activation is stored."""
+    FULL = "full"
+    """Each block stores its input only (Chen et al. 2016, arXiv 1604.06174)."""
+
+
+class ModelSection(Section):
+    """Architecture: what is learnt."""
+
+    family: Literal["gpt2"] = "gpt2"
+    """Model family."""
+    vocab_size: PositiveInt
+    """Rows of the token embedding; at least the tokenizer's vocabulary."""
+    max_positions: PositiveInt = 1024
+    """Rows of the position embedding: the longest sequence the model takes."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    num_layers: PositiveInt
+    """Number of transformer blocks."""
+    num_heads: PositiveInt
+    """Attention heads; must divide hidden_size."""
+    ffn_hidden_size: PositiveInt | None = None
+    """Width of the feed-forward layer; 4 * hidden_size when left out."""
+    layer_norm_eps: PositiveFloat = 1e-5
+    """Added to the variance in LayerNorm."""
+    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    """GELU by tanh approximation (GPT-1/2, original BERT) or exact."""
+    tie_embeddings: bool = True
+    """The language-model head is the token embedding."""
+    initializer_std: PositiveFloat = 0.02
+    """Standard deviation of initial weights."""
+    position_initializer_std: PositiveFloat = 0.01
+    """Standard deviation of initial position embeddings."""
+
+
+class DataSection(Section):
+    """Token shards and how samples are cut from them."""
+
+    path: Path
+    """Folder written by `ptm data build`: holds train/ and validation/."""
+    tokenizer: Path
+    """Folder written by `ptm tokenizer train`; must be the one that made the shards."""
+    sequence_length: PositiveInt
+    """Tokens of a sample that the model reads."""
+    shuffle: Literal["global", "none"] = "global"
+    """Order of the training samples within an epoch."""
+    max_epochs: PositiveFloat = 1.0
+    """How often the data may be repeated; a run that needs more is refused at the start."""
+    num_workers: NonNegativeInt = 0
+    """Loader processes per rank; 0 loads in the training process."""
+    prefetch_steps: PositiveInt = 4
+    """Steps that each loader process prepares ahead."""
+
+
+class ObjectiveSection(Section):
+    """What the model is asked to predict."""
+
+    kind: Literal["causal"] = "causal"
+    """causal: the next token at every position."""
+
+
+class OptimizerSection(Section):
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Update rule."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay; biases and LayerNorm are never decayed."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 never clips."""
+
+
+class ScheduleSection(Section):
+    """Learning rate by step."""
+
+    kind: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
+    """Shape of the decay after the warmup."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warmup from 0."""
+    decay_steps: PositiveInt | None = None
+    """Step at which the decay ends; training.steps when left out."""
+    min_ratio: Fraction = 0.1
+    """Final learning rate as a fraction of the peak."""
+
+
+class TrainingSection(Section):
+    """How long and with which numbers."""
+
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    global_batch_size: PositiveInt
+    """Samples per optimizer step, over all ranks."""
+    precision: Precision = Precision.BF16
+    """Number format of the step."""
+    seed: NonNegativeInt = 1234
+    """Key of initial weights and sample order."""
+
+
+class LayoutSection(Section):
+    """Where the run is computed; never changes what is learnt."""
+
+    data_parallel: PositiveInt | Literal["auto"] = "auto"
+    """Data-parallel ranks; auto: all ranks that tensor parallelism leaves."""
+    data_parallel_replicate: PositiveInt = 1
+    """HSDP: copies of the ZeRO-sharded state; must divide data_parallel."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """0: replicated (DDP). 1: optimizer state sharded. 2: gradients too. 3: parameters too (FSDP2)."""
+    tensor_parallel: PositiveInt = 1
+    """Ranks that share each layer's matrices."""
+    sequence_parallel: bool = False
+    """Split activations outside the matrices along the sequence over the tensor-parallel ranks."""
+    micro_batch_size: PositiveInt = 1
+    """Samples per forward pass of one data-parallel rank; the rest of the batch accumulates."""
+    recompute: Recompute = Recompute.NONE
+    """Activation checkpointing."""
+    compile: bool = False
+    """torch.compile of every block."""
+
+
+class EvaluationSection(Section):
+    """Validation during the run."""
+
+    every: NonNegativeInt = 0
+    """Steps between validations (the last step included); 0 never validates."""
+    samples: PositiveInt | None = None
+    """Validation samples to use; all of them when left out."""
+
+
+class CheckpointSection(Section):
+    """What is written, and when."""
+
+    every: NonNegativeInt = 0
+    """Steps between checkpoints; 0 saves at the end (and at a stop signal) only."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept; the best by validation loss is kept besides."""
+    save_best: bool = True
+    """Also save when a validation gives the lowest loss so far."""
+    load_from: Path | None = None
+    """Start a fresh run directory from this checkpoint instead of from initial weights."""
+
+
+class LoggingSection(Section):
+    """Metrics on screen and in files."""
+
+    every: PositiveInt = 10
+    """Steps between metric rows."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class LaunchSection(Section):
+    """Process matters."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there is a device."""
+    max_restarts: NonNegativeInt = 0
+    """Times that `ptm train --nproc` restarts failed workers."""
+    stop_at_step: PositiveInt | None = None
+    """Checkpoint and leave after this step, as if interrupted there."""
+
+
+class Recipe(Section):
+    """A run: everything that is learnt, and where it is computed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run."""
+    run_dir: Path | None = None
+    """Folder of everything the run writes; runs/<name> when left out."""
+    model: ModelSection
+    data: DataSection
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection
+    layout: LayoutSection = LayoutSection()
+    engine: Literal["native"] = "native"
+    """Which engine computes the step."""
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    launch: LaunchSection = LaunchSection()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run_dir if self.run_dir is not None else Path("runs") / self.name
