@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from data_pipeline.loader import StepBatch
+from ptm_dist.parallel.shards import LocalShard
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class Engine(Protocol):
         """Loss over batches without touching gradients or weights."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights and optimizer state under canonical names, as tensors that a checkpoint can shard."""
+    def state(self) -> dict[str, LocalShard]:
+        """This rank's boxes of weights and optimizer state under canonical names; writing to them loads."""
         ...
 
-    def load(self, progress_step: int) -> None:
-        """Take over what was read into the tensors of :meth:`state`, at optimizer step `progress_step`."""
+    def loaded(self, steps_done: int) -> None:
+        """Go on after `steps_done` optimizer steps, with what was read into the boxes of :meth:`state`."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""Update rules, clipping and learning-rate schedules, all on a rank's own shards."""

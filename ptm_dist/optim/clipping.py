@@ -1,0 +1,41 @@
+"""The exact global gradient norm over every mesh, and clipping by it (Pascanu et al. 2013, arXiv 1211.5063)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ptm_dist.parallel.mesh import RankMesh
+
+
+def global_norm(
+    gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[bool, bool]], mesh: RankMesh
+) -> Tensor:
+    """L2 norm of the whole gradient, the same scalar on every rank, each element counted once.
+
+    Args:
+        gradients: this rank's boxes, already summed over ranks that hold the same box.
+        owners: whether a parameter is split between tensor-parallel ranks, and between ZeRO shards.
+        mesh: the ranks.
+    """
+    sample = next(iter(gradients.values()))
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    squares = torch.zeros(2, 2, dtype=dtype, device=sample.device)
+    for split in ((False, False), (False, True), (True, False), (True, True)):
+        boxes = [g for name, g in gradients.items() if owners(name) == split and g.numel()]
+        if boxes:
+            norms = torch.stack(torch._foreach_norm(boxes, dtype=dtype))
+            squares[int(split[0]), int(split[1])] = norms.square().sum()
+    between_tensor, between_shards = squares[1], squares[:, 1]
+    mesh.tensor.sum(between_tensor)
+    between_shards.copy_(mesh.shard.sum(between_shards.contiguous()))
+    return squares.sum().sqrt()
+
+
+def clip(gradients: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale gradients in place so that their norm is at most `max_norm`; 0 never clips."""
+    if max_norm > 0.0:
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_([g for g in gradients.values() if g.numel()], factor)
