@@ -120,9 +120,7 @@ class NativeEngine:
 
     def _losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.model.module(inputs)
-        return vocab_parallel_cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), self.vocab_size, self.mesh.tensor
-        )
+        return vocab_parallel_cross_entropy(logits.flatten(0, 1), labels.flatten(), self.vocab_size, self.mesh.tensor)
 
     def _split(self, batch: StepBatch) -> Iterator[tuple[Tensor, Tensor]]:
         """Micro-batches of equal shape; a rank with fewer samples fills up with samples without targets."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ptm_dist.models.gpt import GPT
 from ptm_dist.models.spec import Activation, BlockSpec, ModelSpec, NormPosition
 from ptm_dist.recipe.schema import ModelSection
@@ -30,7 +28,7 @@ def model_spec(section: ModelSection) -> ModelSpec:
     )
 
 
-def build_model(section: ModelSection) -> nn.Module:
+def build_model(section: ModelSection) -> GPT:
     """The module a recipe names, on the current default device (use ``torch.device("meta")`` to allocate nothing).
 
     Weights are whatever torch leaves there: see :mod:`ptm_dist.models.initialization`.

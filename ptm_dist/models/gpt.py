@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from ptm_dist.models.embeddings import Embeddings
@@ -25,9 +27,13 @@ class GPT(nn.Module):
         if spec.tie_embeddings:
             self.head.weight = self.embeddings.token.weight
 
+    def blocks(self) -> list[Block]:
+        """The layers in order."""
+        return [cast(Block, layer) for layer in self.layers.values()]
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids ``[batch, seq]``, int64, to logits ``[batch, seq, vocab]``."""
         hidden = self.embeddings(input_ids)
-        for layer in self.layers.values():
+        for layer in self.blocks():
             hidden = layer(hidden)
         return self.head(self.final_norm(hidden))

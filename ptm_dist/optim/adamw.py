@@ -63,15 +63,14 @@ class AdamW:
         learning_rate: float,
         weight_decay: float,
     ) -> None:
-        device = parameters[names[0]].device
-        steps = [torch.tensor(float(self.steps_done), device=device) for _ in names]
+        steps = torch.full((len(names),), float(self.steps_done), device=parameters[names[0]].device)
         adamw(
             [parameters[name] for name in names],
             [gradients[name] for name in names],
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             [],
-            steps,
+            list(steps.unbind()),
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

@@ -10,9 +10,7 @@ from torch import Tensor
 from ptm_dist.parallel.mesh import RankMesh
 
 
-def global_norm(
-    gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[bool, bool]], mesh: RankMesh
-) -> Tensor:
+def global_norm(gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[bool, bool]], mesh: RankMesh) -> Tensor:
     """L2 norm of the whole gradient, the same scalar on every rank, each element counted once.
 
     Args:

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from ptm_dist.parallel.mesh import RankGroup
 
+# torch 2.13 gives two collectives new names and warns about the old ones, which torch 2.11 alone knows.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def gather_sequence(split: Tensor, ranks: RankGroup) -> Tensor:
     """All ranks' positions in order: ``[batch, seq / ranks, hidden]`` to ``[batch, seq, hidden]``."""
     batch, positions, hidden = split.shape
     gathered = split.new_empty(ranks.size, batch, positions, hidden)
-    dist.all_gather_into_tensor(gathered.view(-1), split.contiguous().view(-1), group=ranks.group)
+    _all_gather(gathered.view(-1), split.contiguous().view(-1), group=ranks.group)
     return gathered.transpose(0, 1).reshape(batch, ranks.size * positions, hidden)
 
 
@@ -29,7 +33,7 @@ def reduce_scatter_sequence(partial: Tensor, ranks: RankGroup) -> Tensor:
     batch, seq, hidden = partial.shape
     by_rank = partial.view(batch, ranks.size, seq // ranks.size, hidden).transpose(0, 1).contiguous()
     reduced = partial.new_empty(batch, seq // ranks.size, hidden)
-    dist.reduce_scatter_tensor(reduced.view(-1), by_rank.view(-1), group=ranks.group)
+    _reduce_scatter(reduced.view(-1), by_rank.view(-1), group=ranks.group)
     return reduced
 
 
@@ -90,9 +94,9 @@ class _LeaveSplit(torch.autograd.Function):
 
 def enter(hidden: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
     """Into a region where each rank applies its share of a matrix: ``[batch, seq, hidden]`` on every rank."""
-    return (_EnterSplit if sequence_parallel else _Enter).apply(hidden, ranks)  # type: ignore[no-any-return]
+    return (_EnterSplit if sequence_parallel else _Enter).apply(hidden, ranks)
 
 
 def leave(partial: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
     """Out of that region: the sum of the ranks' shares, whole or one range of positions per rank."""
-    return (_LeaveSplit if sequence_parallel else _Leave).apply(partial, ranks)  # type: ignore[no-any-return]
+    return (_LeaveSplit if sequence_parallel else _Leave).apply(partial, ranks)

@@ -7,11 +7,13 @@ gradients reduced. Stage 0 shards over one rank and reduces over all (DDP).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from ptm_dist.models.gpt import GPT
 from ptm_dist.parallel.mesh import RankMesh
 
 
@@ -28,23 +30,21 @@ class DataParallel:
         compute_dtype: dtype of parameters and activations in the step; None keeps the parameters' own.
     """
 
-    def __init__(
-        self, model: nn.Module, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, model: GPT, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None) -> None:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         if compute_dtype is None:
             policy = MixedPrecisionPolicy()
         self.zero_stage = zero_stage
-        self.model = model
         reshard = zero_stage == 3
-        for module in (*model.layers.values(), model):
-            fully_shard(module, mesh=mesh.data_mesh, reshard_after_forward=reshard, mp_policy=policy)
+        for part in (*model.blocks(), model):
+            fully_shard(part, mesh=mesh.data_mesh, reshard_after_forward=reshard, mp_policy=policy)
+        self.root = cast(FSDPModule, model)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
     def _modules(self) -> Iterator[FSDPModule]:
-        return (module for module in self.model.modules() if isinstance(module, FSDPModule))
+        return (module for module in cast(nn.Module, self.root).modules() if isinstance(module, FSDPModule))
 
     def begin_micro_batch(self, *, last: bool) -> None:
         """Say before a forward pass whether it is the last one of the step.
@@ -52,13 +52,12 @@ class DataParallel:
         Stages 0 and 1 reduce gradients once per step; stages 2 and 3 reduce-scatter them each time and leave
         the sum over replicas to the end. Stages below 3 keep parameters whole until the last backward pass.
         """
-        root = self.model
         if self.zero_stage <= 1:
-            root.set_requires_gradient_sync(last)
+            self.root.set_requires_gradient_sync(last)
         else:
-            root.set_requires_all_reduce(last)
+            self.root.set_requires_all_reduce(last)
         if self.zero_stage < 3:
-            root.set_reshard_after_backward(last)
+            self.root.set_reshard_after_backward(last)
 
     def reshard(self) -> None:
         """Give up whole parameters that a forward pass without a backward pass left behind."""

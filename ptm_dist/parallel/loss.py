@@ -56,9 +56,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return out.to(ctx.dtype), None, None, None
 
 
-def vocab_parallel_cross_entropy(
-    logits: Tensor, targets: Tensor, vocab_size: int, ranks: RankGroup = ALONE
-) -> Tensor:
+def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, ranks: RankGroup = ALONE) -> Tensor:
     """Cross entropy over a vocabulary split across tensor-parallel ranks.
 
     Args:
@@ -77,4 +75,4 @@ def vocab_parallel_cross_entropy(
         wide = logits.to(_accumulation_dtype(logits.dtype))
         return F.cross_entropy(wide, targets, ignore_index=IGNORE_INDEX, reduction="none")
     begin, _ = chunk_range(vocab_size, ranks.size, ranks.rank)
-    return _VocabParallelCrossEntropy.apply(logits, targets, begin, ranks)  # type: ignore[no-any-return]
+    return _VocabParallelCrossEntropy.apply(logits, targets, begin, ranks)

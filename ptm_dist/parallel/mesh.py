@@ -58,7 +58,7 @@ def _group(mesh: DeviceMesh, name: str) -> RankGroup:
 def ensure_process_group(device: torch.device) -> None:
     """Give a process that runs alone a process group of one, which FSDP asks for."""
     if not dist.is_initialized():
-        store = dist.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ptm_dist.models.gpt import GPT
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankMesh
 from ptm_dist.parallel.recompute import compile_blocks, recompute_blocks
 from ptm_dist.parallel.shards import LocalShard, chunk_range
-from ptm_dist.parallel.tensor import TensorSplit, apply_tensor_parallel, split_dimension, sum_replicated_gradients
+from ptm_dist.parallel.tensor import (
+    TensorSplit,
+    apply_tensor_parallel,
+    split_dimension,
+    sum_replicated_gradients,
+)
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Recompute
 
@@ -41,7 +47,7 @@ class ParallelModel:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GPT,
         spec: ModelSpec,
         layout: ResolvedLayout,
         mesh: RankMesh,
@@ -54,7 +60,7 @@ class ParallelModel:
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
         self._global_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._data_parallel = self._apply(layout, numbers)
-        self.module.to_empty(device=device)
+        self._materialise(device)
         # FSDP puts its whole parameters in the module's place while they are needed: keep the shards.
         self._parameters = dict(self.module.named_parameters())
 
@@ -68,6 +74,12 @@ class ParallelModel:
         if self.mesh.data.size == 1 and numbers.compute is None:
             return None
         return DataParallel(self.module, self.mesh, layout.zero_stage, numbers.compute)
+
+    def _materialise(self, device: torch.device) -> None:
+        tied = self.module.head.weight is self.module.embeddings.token.weight
+        self.module.to_empty(device=device)
+        if tied:
+            self.module.head.weight = self.module.embeddings.token.weight
 
     @property
     def is_sharded(self) -> bool:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ptm_dist.models.gpt import GPT
 
-def recompute_blocks(model: nn.Module) -> None:
+
+def recompute_blocks(model: GPT) -> None:
     """Let every block keep its input only and run again in the backward pass (Chen et al. 2016)."""
-    for block in model.layers.values():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    for block in model.blocks():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: GPT) -> None:
     """Compile every block by itself: one compilation serves all of them."""
-    for block in model.layers.values():
-        block.forward = torch.compile(block.forward)
+    for block in model.blocks():
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptm_dist.models.gpt import GPT
 from ptm_dist.parallel.collectives import enter, leave
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.shards import chunk_range
@@ -51,17 +52,17 @@ class TensorSplit:
         """This rank's range of a cut dimension of `size`."""
         return chunk_range(size, self.ranks.size, self.ranks.rank)
 
-    def cut(self, parameter: nn.Parameter, dimension: int) -> nn.Parameter:
+    def cut(self, parameter: Tensor, dimension: int) -> nn.Parameter:
         """This rank's share of a whole parameter; on the meta device nothing is allocated."""
         begin, end = self.range(parameter.shape[dimension])
         return nn.Parameter(parameter.detach().narrow(dimension, begin, end - begin).clone())
 
 
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear(nn.Linear):
     """A share of the outputs: ``[batch, seq, in]`` to ``[batch, seq, out_local]``."""
 
     def __init__(self, linear: nn.Linear, split: TensorSplit) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.split = split
         self.weight = split.cut(linear.weight, 0)
         self.bias = None if linear.bias is None else split.cut(linear.bias, 0)
@@ -72,11 +73,11 @@ class ColumnParallelLinear(nn.Module):
         return F.linear(hidden, self.weight, self.bias)
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(nn.Linear):
     """A share of the inputs: ``[batch, seq, in_local]`` to ``[batch, seq, out]``, summed over ranks."""
 
     def __init__(self, linear: nn.Linear, split: TensorSplit) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.split = split
         self.weight = split.cut(linear.weight, 1)
         self.bias = linear.bias
@@ -88,11 +89,11 @@ class RowParallelLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(nn.Embedding):
     """A share of the vocabulary's rows; a token's row comes from the one rank that holds it."""
 
     def __init__(self, embedding: nn.Embedding, split: TensorSplit) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.split = split
         self.begin, self.end = split.range(embedding.num_embeddings)
         self.weight = split.cut(embedding.weight, 0)
@@ -109,11 +110,11 @@ class VocabParallelEmbedding(nn.Module):
         return leave(partial, self.split.ranks, sequence_parallel=self.split.sequence_parallel)
 
 
-class PositionRange(nn.Module):
+class PositionRange(nn.Embedding):
     """Position embedding for the range of positions that sequence parallelism leaves on this rank."""
 
     def __init__(self, embedding: nn.Embedding, split: TensorSplit) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.split = split
         self.weight = embedding.weight
 
@@ -123,10 +124,10 @@ class PositionRange(nn.Module):
         return F.embedding(positions[begin:end], self.weight)
 
 
-def apply_tensor_parallel(model: nn.Module, split: TensorSplit) -> None:
+def apply_tensor_parallel(model: GPT, split: TensorSplit) -> None:
     """Replace the matrices of `model` by this rank's shares, in place; ties are kept."""
     tied = model.head.weight is model.embeddings.token.weight
-    for layer in model.layers.values():
+    for layer in model.blocks():
         layer.attention.qkv = ColumnParallelLinear(layer.attention.qkv, split)
         layer.attention.output = RowParallelLinear(layer.attention.output, split)
         layer.ffn.up = ColumnParallelLinear(layer.ffn.up, split)

@@ -1,0 +1,257 @@
+"""One cell of the parity table: train unsharded, train on a layout, compare.
+
+The reference is plain single-process PyTorch: the model, ``cross_entropy``, ``clip_grad_norm_`` and
+``torch.optim.AdamW`` in a ten-line loop. Weights start random everywhere, biases and norms included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.loader import StepBatch, slice_of
+from data_pipeline.samples import IGNORE_INDEX
+from ptm_dist.engines.native import NativeEngine
+from ptm_dist.models import build_model
+from ptm_dist.parallel.shards import LocalShard
+from ptm_dist.recipe.layout import resolve_layout
+from ptm_dist.recipe.schema import Recipe
+
+GLOBAL_BATCH = 12
+SEQUENCE = 8
+LEARNING_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learnt: the reference depends on this alone."""
+
+    tied: bool = True
+    vocab_size: int = 101
+    precision: str = "fp64"
+    steps: int = 10
+    global_batch: int = GLOBAL_BATCH
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A problem and where it is computed."""
+
+    problem: Problem
+    world_size: int
+    layout: dict[str, Any]
+    accumulation: int = 1
+
+    def recipe(self) -> Recipe:
+        dp = self.world_size // self.layout.get("tensor_parallel", 1)
+        micro = max(1, self.problem.global_batch // dp // self.accumulation)
+        return Recipe.model_validate(
+            {
+                "name": "parity",
+                "model": {
+                    "vocab_size": self.problem.vocab_size,
+                    "max_positions": SEQUENCE,
+                    "hidden_size": 36,
+                    "num_layers": 2,
+                    "num_heads": 4,
+                    "ffn_hidden_size": 50,
+                    "tie_embeddings": self.problem.tied,
+                },
+                "data": {"path": "unused", "tokenizer": "unused", "sequence_length": SEQUENCE},
+                "optimizer": {"learning_rate": LEARNING_RATE, "clip_norm": 0.5},
+                "training": {
+                    "steps": self.problem.steps,
+                    "global_batch_size": self.problem.global_batch,
+                    "precision": self.problem.precision,
+                },
+                "layout": {"micro_batch_size": micro, **self.layout},
+            }
+        )
+
+
+@dataclass
+class Trace:
+    """What a training run gives: per step losses and norms, the first gradients, the last weights."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    validation: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Worst deviations from the reference, all relative."""
+
+    loss: float
+    norm: float
+    gradient: float
+    weight: float
+    validation: float
+    worst_gradient: str
+    worst_weight: str
+
+    def worst(self) -> float:
+        return max(self.loss, self.norm, self.gradient, self.weight, self.validation)
+
+
+def global_batch(problem: Problem, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels, ``[global_batch, seq]``; samples have very different numbers of targets."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    ids = torch.randint(0, problem.vocab_size, (problem.global_batch, SEQUENCE + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    for sample in range(problem.global_batch):
+        labels[sample, : sample % (SEQUENCE - 1)] = IGNORE_INDEX
+    return ids[:, :-1].contiguous(), labels
+
+
+def initial_weights(problem: Problem) -> dict[str, Tensor]:
+    """Random whole weights by canonical name."""
+    model = build_model(Cell(problem, 1, {}).recipe().model)
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: torch.randn(p.shape, generator=generator, dtype=torch.float64).mul(0.2).to(problem.dtype)
+        for name, p in model.named_parameters()
+    }
+
+
+def reference_trace(problem: Problem) -> Trace:
+    """Plain training in one process."""
+    recipe = Cell(problem, 1, {}).recipe()
+    model = build_model(recipe.model).to(problem.dtype)
+    weights = initial_weights(problem)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    exempt = [p for name, p in model.named_parameters() if p.dim() == 1]
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, foreach=False)
+    trace = Trace()
+    for step in range(problem.steps):
+        inputs, labels = global_batch(problem, step)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+        loss.backward()
+        if step == 0:
+            trace.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        trace.norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        trace.losses.append(loss.item())
+    trace.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        inputs, labels = global_batch(problem, problem.steps)
+        trace.validation = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten()).item()
+    return trace
+
+
+def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
+    """Whole tensors from every rank's boxes; fails where an element has no owner or two different values."""
+    boxes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(boxes, {name: (s.offset, s.local.clone()) for name, s in shards.items()})
+    whole = {}
+    for name, shard in shards.items():
+        full = torch.full(shard.global_shape, torch.nan, dtype=shard.local.dtype)
+        for rank_boxes in boxes:
+            offset, local = rank_boxes[name]
+            target = LocalShard(local, shard.global_shape, offset).cut(full)
+            known = ~target.isnan()
+            assert torch.equal(target[known], local[known]), f"ranks disagree about {name}"
+            target.copy_(local)
+        assert not full.isnan().any(), f"no rank holds all of {name}"
+        whole[name] = full
+    return whole
+
+
+def slice_batch(problem: Problem, step: int, engine: NativeEngine) -> StepBatch:
+    """This rank's part of a global batch."""
+    inputs, labels = global_batch(problem, step)
+    begin, end = slice_of(problem.global_batch, engine.dp_rank, engine.dp_size)
+    ids = torch.arange(begin, end).numpy()
+    return StepBatch(step, begin, ids, inputs[begin:end], labels[begin:end])
+
+
+def sharded_trace(cell: Cell) -> Trace:
+    """The same training on this group of processes."""
+    recipe = cell.recipe()
+    engine = NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device("cpu"))
+    weights = initial_weights(cell.problem)
+    for name, shard in engine.model.shards().items():
+        shard.local.copy_(shard.cut(weights[name]))
+    trace = Trace()
+    engine.accumulate(slice_batch(cell.problem, 0, engine))
+    boxes = engine.model.shards()
+    trace.gradients = gather(
+        {
+            name: LocalShard(gradient, boxes[name].global_shape, boxes[name].offset)
+            for name, gradient in engine.model.gradients().items()
+        }
+    )
+    engine.model.zero_gradients()
+    for step in range(cell.problem.steps):
+        result = engine.step(slice_batch(cell.problem, step, engine), LEARNING_RATE)
+        trace.losses.append(result.loss)
+        trace.norms.append(result.grad_norm)
+    trace.validation = engine.evaluate([slice_batch(cell.problem, cell.problem.steps, engine)]).loss
+    trace.weights = gather(engine.model.shards())
+    return trace
+
+
+def compare(ours: Trace, reference: Trace) -> Errors:
+    """Worst relative deviations."""
+    gradients = {name: _relative(ours.gradients[name], reference.gradients[name]) for name in reference.gradients}
+    weights = {
+        name: _relative(_without_key_bias(name, ours.weights[name]), _without_key_bias(name, reference.weights[name]))
+        for name in reference.weights
+    }
+    worst_gradient = max(gradients, key=gradients.__getitem__)
+    worst_weight = max(weights, key=weights.__getitem__)
+    return Errors(
+        loss=_worst(ours.losses, reference.losses),
+        norm=_worst(ours.norms, reference.norms),
+        gradient=gradients[worst_gradient],
+        weight=weights[worst_weight],
+        validation=_worst([ours.validation], [reference.validation]),
+        worst_gradient=worst_gradient,
+        worst_weight=worst_weight,
+    )
+
+
+def _worst(ours: list[float], reference: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, reference, strict=True))
+
+
+def _relative(ours: Tensor, reference: Tensor) -> float:
+    return ((ours - reference).norm() / reference.norm()).item()
+
+
+def _without_key_bias(name: str, weight: Tensor) -> Tensor:
+    """Softmax does not see the key bias: its true gradient is zero; Adam makes steps of the noise."""
+    if not name.endswith("attention.qkv.bias"):
+        return weight
+    return weight.view(4, 3, -1)[:, [0, 2]]
+
+
+def run_cells(cells: list[Cell], references: str) -> list[dict[str, Any]]:
+    """Run cells one after another in one group of processes; rank 0's comparison, on every rank."""
+    rows = []
+    for cell in cells:
+        reference = torch.load(Path(references) / reference_name(cell.problem), weights_only=False)
+        rows.append(asdict(compare(sharded_trace(cell), reference)))
+    return rows
+
+
+def reference_name(problem: Problem) -> str:
+    return "-".join(str(value) for value in asdict(problem).values())
