@@ -1,0 +1,174 @@
+"""Boxes of global tensors to and from disk, by torch.distributed.checkpoint.
+
+Every rank describes what it holds as boxes of named global tensors. Saving writes each box once; loading
+reads whatever saved boxes overlap the wanted ones. So a state saved at one layout loads at any other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    STATE_DICT_TYPE,
+    STORAGE_TYPES,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ptm_dist.errors import CheckpointError
+from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.parallel.shards import LocalShard
+
+METADATA_FILE = ".metadata"
+
+
+def save_state(state: Mapping[str, LocalShard], directory: Path, control: ControlGroup) -> None:
+    """Write boxes of all ranks into an empty directory, each box once, flushed to disk; collective.
+
+    Args:
+        state: this rank's boxes by canonical name; a box that several ranks hold is written by one of them.
+        directory: exists, the same on all ranks.
+        control: all ranks of the run.
+
+    Raises: the first failing rank's error, on all ranks.
+    """
+    writer = FileSystemWriter(directory, sync_files=True, overwrite=False)
+    _unwrapped(
+        lambda: save(
+            dict(state),
+            storage_writer=writer,
+            planner=_ShardSavePlanner(),
+            process_group=control.group,
+            no_dist=control.group is None,
+        )
+    )
+
+
+def load_state(state: Mapping[str, LocalShard], directory: Path, control: ControlGroup) -> None:
+    """Fill this rank's boxes, whatever the boxes were at saving; collective.
+
+    Raises:
+        CheckpointError: if a tensor is missing or has another shape; nothing is read then.
+    """
+    saved = saved_shapes(directory)
+    wrong = [
+        f"{name}: {saved.get(name, 'missing')} in the checkpoint, {shard.global_shape} here"
+        for name, shard in state.items()
+        if saved.get(name) != shard.global_shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{directory} is of another model; " + "; ".join(sorted(wrong)))
+    _unwrapped(
+        lambda: load(
+            dict(state),
+            storage_reader=FileSystemReader(directory),
+            planner=_ShardLoadPlanner(),
+            process_group=control.group,
+            no_dist=control.group is None,
+        )
+    )
+
+
+def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical names and global shapes of the tensors in a checkpoint."""
+    entries = FileSystemReader(directory).read_metadata().state_dict_metadata
+    return {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+
+
+def _unwrapped(action: Callable[[], object]) -> None:
+    """Run `action`; of the exceptions that DCP gathers from all ranks, raise the first one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a process that is alone
+            action()
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items())
+        cause.add_note(f"on rank {rank}")
+        raise cause from None
+
+
+class _ShardSavePlanner(DefaultSavePlanner):
+    """Plans from LocalShard boxes; the base class removes doubles and balances them over ranks."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def create_local_plan(self) -> SavePlan:
+        boxes = {name: shard for name, shard in self.state_dict.items() if shard.local.numel()}
+        self.plan = SavePlan([_write_item(name, shard) for name, shard in boxes.items()])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        shard: LocalShard = self.state_dict[index.fqn]
+        return shard.local
+
+
+class _ShardLoadPlanner(DefaultLoadPlanner):
+    """Plans reads that fill LocalShard boxes from whatever boxes were saved."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def set_up_planner(
+        self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        # Not the base class's: it makes something else of values that are not tensors.
+        self.state_dict = state_dict
+        self.metadata = metadata
+        self.is_coordinator = is_coordinator
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        saved = self.metadata.state_dict_metadata
+        boxes = {name: shard for name, shard in self.state_dict.items() if shard.local.numel()}
+        return LoadPlan([read for name, shard in boxes.items() for read in _reads(name, shard, saved[name])])
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        shard: LocalShard = self.state_dict[index.fqn]
+        return shard.local
+
+
+def _reads(name: str, shard: LocalShard, saved: STORAGE_TYPES) -> list[ReadItem]:
+    assert isinstance(saved, TensorStorageMetadata)
+    reads = create_read_items_for_chunk_list(name, saved, [_chunk(shard)])
+    if sum(math.prod(read.lengths) for read in reads) != shard.local.numel():
+        raise CheckpointError(f"the checkpoint does not hold all of {name}; use another one")
+    return reads
+
+
+def _chunk(shard: LocalShard) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size(shard.offset), sizes=shard.local.shape)
+
+
+def _write_item(name: str, shard: LocalShard) -> WriteItem:
+    return WriteItem(
+        index=MetadataIndex(name, torch.Size(shard.offset)),
+        type=WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            chunk=_chunk(shard),
+            properties=TensorProperties.create_from_tensor(shard.local),
+            size=torch.Size(shard.global_shape),
+        ),
+    )

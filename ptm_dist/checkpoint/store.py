@@ -1,0 +1,327 @@
+"""Checkpoints on disk: all or nothing, whatever moment a process dies at.
+
+``checkpoints/step-00000100/`` holds the files of :mod:`ptm_dist.checkpoint.state` and ``manifest.json``,
+which names every file with size and hash. It is written under a fresh hidden name, flushed, and then renamed:
+a directory of that name is complete, or damaged by somebody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ptm_dist.checkpoint.files import fsync_directory, write_atomically
+from ptm_dist.checkpoint.state import METADATA_FILE, load_state, save_state
+from ptm_dist.errors import CheckpointError
+from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.parallel.shards import LocalShard
+from ptm_dist.recipe.schema import Recipe
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TRASH_PREFIX = ".trash-"
+
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.step-\d{8,}\.tmp-.+|\.trash-.+")
+_HASH_BLOCK = 8 << 20
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Json):
+    """A file of a checkpoint: bytes, and xxh3-128 of them in hex."""
+
+    size: int
+    xxh3: str
+
+
+class Description(_Json):
+    """What a checkpoint is of, as the run that saves it says.
+
+    Attributes:
+        step: optimizer steps done.
+        samples: training samples consumed, from which the data goes on.
+        recipe: the resolved recipe in JSON form; see :meth:`parsed_recipe`.
+        recipe_fingerprint: of all that changes what is learnt.
+        model_fingerprint: of the architecture.
+        layout: in words; any other layout may load it.
+        data_fingerprint: of the training shards.
+        metrics: figures of this step; `validation_loss` where it was validated.
+        torch_version: that wrote the files.
+        world_size: ranks that wrote them.
+        saved_at: UTC, ISO 8601.
+    """
+
+    step: int
+    samples: int
+    recipe: dict[str, Any]
+    recipe_fingerprint: str
+    model_fingerprint: str
+    layout: str
+    data_fingerprint: str
+    metrics: dict[str, float]
+    torch_version: str
+    world_size: int
+    saved_at: str
+
+    def parsed_recipe(self) -> Recipe:
+        """The recipe of the run that saved this.
+
+        Raises: CheckpointError if this version knows other recipe keys.
+        """
+        try:
+            return Recipe.model_validate(self.recipe)
+        except ValidationError as error:
+            raise CheckpointError(f"the recipe in the checkpoint is of another version: {error}") from None
+
+
+class Manifest(Description):
+    """A description and the files it vouches for."""
+
+    format_version: int
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint: where it is and what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.manifest.step
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Validation loss at this step, if there was one."""
+        return self.manifest.metrics.get("validation_loss")
+
+
+def read_checkpoint(path: Path) -> CheckpointInfo:
+    """One checkpoint, if its manifest can be read and all files are there in their sizes.
+
+    Raises: CheckpointError that says what is wrong with it.
+    """
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} is no checkpoint: {MANIFEST_FILE}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise CheckpointError(f"{path / MANIFEST_FILE} is damaged: {place}: {first['msg']}") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {manifest.format_version}; this version reads format {FORMAT_VERSION}"
+        )
+    problems = [text for name, entry in manifest.files.items() if (text := _size_problem(path / name, entry))]
+    if problems:
+        raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}")
+    return CheckpointInfo(path, manifest)
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """Everything named as a checkpoint, sound or not, oldest first."""
+    found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
+    """The complete checkpoints of a directory, oldest first; see :func:`read_checkpoint`."""
+    complete = []
+    for path in checkpoint_paths(directory):
+        try:
+            complete.append(read_checkpoint(path))
+        except CheckpointError:
+            continue  # checkpoint_paths() and read_checkpoint() tell who wants to know
+    return complete
+
+
+def latest(directory: Path) -> CheckpointInfo | None:
+    """The complete checkpoint of the highest step."""
+    return max(list_checkpoints(directory), key=lambda info: info.step, default=None)
+
+
+def best(directory: Path) -> CheckpointInfo | None:
+    """The complete checkpoint of the lowest validation loss; the newest of equals."""
+    validated = [info for info in list_checkpoints(directory) if info.validation_loss is not None]
+    return min(validated, key=lambda info: (info.validation_loss, -info.step), default=None)
+
+
+def verify(path: Path) -> list[str]:
+    """Read every byte of a checkpoint; what is wrong with it, nothing if it is sound."""
+    try:
+        info = read_checkpoint(path)
+    except CheckpointError as error:
+        return [str(error)]
+    return _hash_problems(info, list(info.manifest.files))
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove what unfinished saves and deletions left; only for the one run that owns the directory."""
+    leftovers = [path for path in directory.glob(".*") if _LEFTOVER.fullmatch(path.name)]
+    for path in leftovers:
+        shutil.rmtree(path)
+    return leftovers
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint; half deleted, it no longer has the name of one."""
+    trash = path.with_name(f"{TRASH_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    path.rename(trash)
+    fsync_directory(path.parent)
+    shutil.rmtree(trash)
+
+
+class CheckpointStore:
+    """The checkpoints of a run that has started: every method is collective over its ranks.
+
+    Args:
+        directory: ``checkpoints/`` of the run, on storage that all ranks see.
+        control: all ranks.
+    """
+
+    def __init__(self, directory: Path, control: ControlGroup) -> None:
+        self.directory = directory
+        self._control = control
+
+    def save(self, state: Mapping[str, LocalShard], description: Description) -> CheckpointInfo:
+        """Write and commit one checkpoint.
+
+        Raises:
+            CheckpointError: if the disk is full or cannot be written, on all ranks; what was there before is
+                as it was.
+        """
+        unfinished = self._control.from_first(lambda: self._begin(description.step))
+        try:
+            with self._disk_errors():
+                save_state(state, unfinished, self._control)
+            files = self._control.together(lambda: self._own_files(unfinished))
+            entries = {name: entry for part in self._control.gather(files) for name, entry in part.items()}
+            manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **dict(description))
+            return self._control.from_first(lambda: self._commit(unfinished, manifest))
+        except Exception:
+            if self._control.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def newest_sound(self, on_damage: Callable[[Path, str], None]) -> CheckpointInfo | None:
+        """The newest checkpoint of which every byte is as it was saved; None if there is none at all.
+
+        Args:
+            on_damage: told each newer one that is not sound, and why, on every rank.
+
+        Raises: CheckpointError if there are checkpoints and none is sound.
+        """
+        paths = self._control.from_first(lambda: checkpoint_paths(self.directory))
+        damaged = []
+        for path in reversed(paths):
+            problem = self.problem(path)
+            if problem is None:
+                return read_checkpoint(path)
+            on_damage(path, problem)
+            damaged.append(problem)
+        if damaged:
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} can be used; copy a sound one back, or remove them "
+                f"all to start again: {'; '.join(damaged)}"
+            )
+        return None
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, every byte read once, shared between the ranks."""
+        found = self._control.gather(self._own_problem(path))
+        return next((text for text in found if text is not None), None)
+
+    def load(self, info: CheckpointInfo, state: Mapping[str, LocalShard]) -> None:
+        """Fill this rank's boxes from a checkpoint, saved at whatever layout."""
+        load_state(state, info.path, self._control)
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionError:
+            raise  # another rank's matter, though also an OSError
+        except OSError as error:
+            raise _save_error(self.directory, error) from error
+
+    def _begin(self, step: int) -> Path:
+        unfinished = self.directory / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:8]}"
+        with self._disk_errors():
+            unfinished.mkdir(parents=True)
+        return unfinished
+
+    def _own_files(self, directory: Path) -> dict[str, FileEntry]:
+        with self._disk_errors():
+            paths = list(directory.glob(f"__{self._control.rank}_*"))
+            if self._control.is_first:
+                paths.append(directory / METADATA_FILE)
+            return {path.name: FileEntry(size=path.stat().st_size, xxh3=_hash(path)) for path in paths}
+
+    def _commit(self, unfinished: Path, manifest: Manifest) -> CheckpointInfo:
+        final = unfinished.with_name(f"step-{manifest.step:08d}")
+        with self._disk_errors():
+            write_atomically(unfinished / MANIFEST_FILE, json.dumps(manifest.model_dump(mode="json"), indent=1))
+            if final.exists():
+                remove(final)
+            unfinished.rename(final)
+            fsync_directory(final.parent)
+        return CheckpointInfo(final, manifest)
+
+    def _own_problem(self, path: Path) -> str | None:
+        try:
+            info = read_checkpoint(path)
+            share = sorted(info.manifest.files)[self._control.rank :: self._control.size]
+            return "; ".join(_hash_problems(info, share)) or None
+        except CheckpointError as error:
+            return str(error)
+
+
+def _save_error(directory: Path, error: OSError) -> CheckpointError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(
+            f"the disk of {directory} is full; earlier checkpoints are untouched: make room, and the same "
+            "command goes on from the last one"
+        )
+    return CheckpointError(f"cannot write a checkpoint to {directory}: {error}; earlier ones are untouched")
+
+
+def _size_problem(path: Path, entry: FileEntry) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    return f"{path.name} has {size} bytes instead of {entry.size}" if size != entry.size else None
+
+
+def _hash_problems(info: CheckpointInfo, names: list[str]) -> list[str]:
+    files = info.manifest.files
+    return [
+        f"{info.path / name} is damaged: its bytes are not those that were saved"
+        for name in names
+        if _hash(info.path / name) != files[name].xxh3
+    ]
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
