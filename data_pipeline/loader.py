@@ -1,0 +1,185 @@
+"""Steps to torch batches for one data-parallel rank.
+
+Which samples a step reads is arithmetic (:mod:`data_pipeline.order`): step t reads the counters
+[t*B, (t+1)*B) of the global order, and rank r of n the r-th slice of them. Nothing here has a state;
+a run goes on after any step, on any number of ranks and with any number of worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.errors import UserError
+from data_pipeline.order import SampleOrder
+from data_pipeline.samples import Samples
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's slice of one global batch.
+
+    Attributes:
+        step: number of the step, from 0; of a validation batch, its number within the validation set.
+        first_sample: counter, in the global order of the run, of the slice's first sample.
+        sample_ids: which sample of the data set stands in each row, [local], int64.
+        inputs: token ids, [local, S], int64.
+        labels: token id to predict at each position, or ``IGNORE_INDEX``, [local, S], int64.
+    """
+
+    step: int
+    first_sample: int
+    sample_ids: NDArray[np.int64]
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+def slice_of(global_batch_size: int, dp_rank: int, dp_size: int) -> tuple[int, int]:
+    """Rows [begin, end) of a global batch that rank `dp_rank` of `dp_size` reads.
+
+    The slices follow each other in rank order, cover the batch, and differ in length by at most one;
+    with more ranks than samples some are empty.
+
+    Raises:
+        ValueError: the rank is not one of `dp_size`, or the batch has a negative size.
+    """
+    if global_batch_size < 0:
+        raise ValueError(f"a batch of {global_batch_size} samples")
+    if not 0 <= dp_rank < dp_size:
+        raise ValueError(f"dp_rank {dp_rank} is outside [0, {dp_size})")
+    return global_batch_size * dp_rank // dp_size, global_batch_size * (dp_rank + 1) // dp_size
+
+
+def epochs_needed(num_samples: int, steps: int, global_batch_size: int) -> float:
+    """How often `steps` steps read a data set of `num_samples` samples; 1.0 is each sample once."""
+    return steps * global_batch_size / num_samples
+
+
+def training_batches(
+    samples: Samples,
+    order: SampleOrder,
+    *,
+    global_batch_size: int,
+    start_step: int,
+    stop_step: int,
+    dp_rank: int,
+    dp_size: int,
+    num_workers: int = 0,
+    prefetch_steps: int = 4,
+) -> Iterator[StepBatch]:
+    """The batches of steps [start_step, stop_step), in order.
+
+    A worker process builds whole steps, so the batches do not depend on `num_workers`. No global random
+    stream (torch, numpy, python) of the calling process is touched.
+
+    Args:
+        samples: the data set.
+        order: which sample each counter of the run reads.
+        global_batch_size: samples of a step over all ranks.
+        start_step: first step, from 0; after a resume, the number of steps already done.
+        stop_step: the step after the last.
+        dp_rank: this rank among those that read different data.
+        dp_size: how many of them there are.
+        num_workers: processes that load; 0 loads in this one.
+        prefetch_steps: steps that each worker prepares ahead.
+
+    Raises:
+        DataError: a shard is missing or damaged; the same message whether a worker met it or this process.
+        ValueError: numbers that make no sense together.
+    """
+    if global_batch_size < 1 or not 0 <= start_step <= stop_step:
+        raise ValueError(f"steps [{start_step}, {stop_step}) of {global_batch_size} samples")
+    begin, end = slice_of(global_batch_size, dp_rank, dp_size)
+    steps = _Steps(samples, order, global_batch_size, begin, end)
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(start_step, stop_step),
+        num_workers=num_workers,
+        prefetch_factor=prefetch_steps if num_workers else None,
+        generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
+    )
+    return _raise_failures(loader)
+
+
+def validation_batches(
+    samples: Samples, *, batch_size: int, dp_rank: int, dp_size: int, limit: int | None = None
+) -> Iterator[StepBatch]:
+    """The first `limit` samples (all when None) in their fixed order, each exactly once over all ranks.
+
+    Every rank gets the same number of batches, as collective operations in a model need; its share of the
+    last, short one may have no rows.
+
+    Args:
+        samples: the validation set.
+        batch_size: samples of a batch over all ranks.
+        dp_rank: this rank among those that read different data.
+        dp_size: how many of them there are.
+        limit: samples to read at most.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+        ValueError: numbers that make no sense together.
+    """
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size {batch_size} and limit {limit} must be positive")
+    slice_of(batch_size, dp_rank, dp_size)
+    count = len(samples) if limit is None else min(limit, len(samples))
+    return _validation_batches(samples, count, batch_size, dp_rank, dp_size)
+
+
+def _validation_batches(
+    samples: Samples, count: int, batch_size: int, dp_rank: int, dp_size: int
+) -> Iterator[StepBatch]:
+    for step, first in enumerate(range(0, count, batch_size)):
+        begin, end = slice_of(min(batch_size, count - first), dp_rank, dp_size)
+        indices = np.arange(first + begin, first + end, dtype=np.int64)
+        yield _batch(samples, step, first + begin, indices)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user error met in a worker, carried as a result: torch would rewrite a raised one's message."""
+
+    error: UserError
+
+
+class _Steps(Dataset[StepBatch | _Failure]):
+    """Map-style data set whose item t is this rank's slice of step t."""
+
+    def __init__(self, samples: Samples, order: SampleOrder, global_batch_size: int, begin: int, end: int) -> None:
+        self._samples = samples
+        self._order = order
+        self._global_batch_size = global_batch_size
+        self._begin = begin
+        self._end = end
+
+    def __getitem__(self, step: int) -> StepBatch | _Failure:
+        first = step * self._global_batch_size
+        try:
+            indices = self._order.samples(first + self._begin, first + self._end)
+            return _batch(self._samples, step, first + self._begin, indices)
+        except UserError as error:
+            return _Failure(error)
+
+
+def _batch(samples: Samples, step: int, first_sample: int, indices: NDArray[np.int64]) -> StepBatch:
+    inputs = np.empty((indices.size, samples.sequence_length), dtype=np.int64)
+    labels = np.empty_like(inputs)
+    for row, index in enumerate(indices.tolist()):
+        sample = samples.sample(index)
+        inputs[row] = sample.inputs
+        labels[row] = sample.labels
+    return StepBatch(step, first_sample, indices, torch.from_numpy(inputs), torch.from_numpy(labels))
+
+
+def _raise_failures(loader: DataLoader[StepBatch | _Failure]) -> Iterator[StepBatch]:
+    for item in loader:
+        if isinstance(item, _Failure):
+            raise item.error
+        yield item

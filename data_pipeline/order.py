@@ -1,0 +1,139 @@
+"""The order of samples, by arithmetic: counter -> sample index, with no list of indices anywhere.
+
+Within an epoch the order is a keyed Feistel permutation (Luby & Rackoff 1988) of [0, n), brought down from
+the next power of four by cycle walking (Black & Rogaway 2002). Any part of it is found without the rest,
+so the whole state of a data stream is one integer: how many samples were consumed.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROUNDS = 8
+_MIN_HALF_BITS = 4
+"""Below 2^8 values a Feistel network has too few keys' worth of permutations; small n walk down from 256."""
+_MAX_SAMPLES = 1 << 62
+
+
+def derive_key(*parts: int | str) -> int:
+    """A 128-bit key from parts such as (seed, source, epoch): equal only for equal parts in equal order.
+
+    A hash, not a sum: seed 7 in epoch 1 has nothing in common with seed 8 in epoch 0.
+    """
+    digest = blake2b(digest_size=16, person=b"ptm-dist order")
+    for part in parts:
+        text = (b"s" + part.encode()) if isinstance(part, str) else b"i%d" % part
+        digest.update(b"%d:" % len(text) + text)
+    return int.from_bytes(digest.digest(), "little")
+
+
+class Permutation:
+    """A permutation of [0, n) that is computed, not stored: O(1) memory, the same on every platform.
+
+    Args:
+        n: how many values, 1 to 2^62.
+        key: which permutation; see :func:`derive_key`.
+
+    Raises:
+        ValueError: n is out of range.
+    """
+
+    def __init__(self, n: int, key: bytes | int) -> None:
+        if not 1 <= n <= _MAX_SAMPLES:
+            raise ValueError(f"a permutation of {n} values; 1 to {_MAX_SAMPLES} are possible")
+        self._n = n
+        self._half_bits = np.uint64(max(_MIN_HALF_BITS, ((n - 1).bit_length() + 1) // 2))
+        self._round_keys = _round_keys(key)
+
+    def __call__(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Where each index goes.
+
+        Args:
+            indices: values in [0, n), any shape and integer dtype.
+
+        Returns: values in [0, n), same shape, int64; different for different indices.
+        Raises: IndexError if an index is outside [0, n).
+        """
+        given = np.asarray(indices)
+        if given.size and (given.min() < 0 or given.max() >= self._n):
+            raise IndexError(f"indices must lie in [0, {self._n})")
+        values = self._encrypt(given.ravel().astype(np.uint64))
+        outside = np.flatnonzero(values >= self._n)
+        while outside.size:
+            values[outside] = self._encrypt(values[outside])
+            outside = outside[values[outside] >= self._n]
+        return values.astype(np.int64).reshape(given.shape)
+
+    def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """One pass of the network: a permutation of [0, 4^half_bits)."""
+        mask = (np.uint64(1) << self._half_bits) - np.uint64(1)
+        left, right = values >> self._half_bits, values & mask
+        for key in self._round_keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        return (left << self._half_bits) | right
+
+
+class SampleOrder:
+    """Which sample each counter of a run reads: endless, an own permutation for every epoch.
+
+    Args:
+        num_samples: n, samples of the data set.
+        seed: of the run.
+        source: name of the data set; two sources of one run have unrelated orders.
+        shuffle: "global" permutes all samples of an epoch, "none" reads them as they are stored.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+
+    def __init__(self, num_samples: int, seed: int, source: str, shuffle: Literal["global", "none"]) -> None:
+        if num_samples < 1:
+            raise ValueError(f"an order of {num_samples} samples")
+        self.num_samples = num_samples
+        self._seed = seed
+        self._source = source
+        self._shuffle = shuffle
+
+    def samples(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Sample indices of the counters [begin, end), [end - begin], int64.
+
+        Counter k lies in epoch k // n; an epoch may end, and the next begin, anywhere in the range.
+
+        Raises:
+            ValueError: not 0 <= begin <= end.
+        """
+        if not 0 <= begin <= end:
+            raise ValueError(f"counters [{begin}, {end})")
+        pieces = [np.empty(0, dtype=np.int64)]
+        while begin < end:
+            epoch, first = divmod(begin, self.num_samples)
+            last = min(first + end - begin, self.num_samples)
+            pieces.append(self._within_epoch(epoch, np.arange(first, last, dtype=np.int64)))
+            begin += last - first
+        return np.concatenate(pieces)
+
+    def epoch(self, counter: int) -> int:
+        """The epoch, from 0, in which a counter lies."""
+        return counter // self.num_samples
+
+    def _within_epoch(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._shuffle == "none":
+            return positions
+        return Permutation(self.num_samples, derive_key(self._seed, self._source, epoch))(positions)
+
+
+def _round_keys(key: bytes | int) -> list[np.uint64]:
+    data = key if isinstance(key, bytes) else b"%d" % key
+    digest = blake2b(data, digest_size=8 * _ROUNDS, person=b"ptm-dist feistel").digest()
+    return [np.uint64(word) for word in np.frombuffer(digest, dtype="<u8")]
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014): every input bit moves every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

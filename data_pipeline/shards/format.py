@@ -1,0 +1,80 @@
+"""What a token shard holds: the types and names that its writer and its readers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+
+META = "meta.json"
+TOKENS = "tokens.bin"
+DOCUMENTS = "docs.bin"
+SENTENCES = "sents.bin"
+WORD_STARTS = "wstart.bin"
+MEMBERS = (META, TOKENS, DOCUMENTS, SENTENCES, WORD_STARTS)
+"""Members of a shard in the order in which they lie in the file; KEY. stands before each name."""
+
+DOCUMENT_DTYPE = np.dtype("<i8")
+SENTENCE_DTYPE = np.dtype("<i4")
+MAX_SHARD_TOKENS = np.iinfo(SENTENCE_DTYPE).max
+BLOCK = 512
+"""Tar archives are made of blocks of this many bytes, and every member's data starts on one."""
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """One document as a tokenizer left it.
+
+    Attributes:
+        tokens: ids, [n] with n >= 1, any integer dtype; the last is the end-of-document id.
+        sentence_starts: position in `tokens` of each sentence's first token, ascending from 0, int32.
+        word_starts: True where a word starts, [n], bool.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    tokens: NDArray[np.integer]
+    sentence_starts: NDArray[np.int32]
+    word_starts: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        count = self.tokens.size
+        if self.tokens.ndim != 1 or count == 0:
+            raise ValueError(f"a document needs a row of at least one token, got shape {self.tokens.shape}")
+        if self.word_starts.shape != (count,):
+            raise ValueError(f"{count} tokens but word starts of shape {self.word_starts.shape}")
+        starts = self.sentence_starts.astype(np.int64)
+        if starts.ndim != 1 or starts.size == 0 or starts[0] != 0 or starts[-1] >= count:
+            raise ValueError(f"sentences of a document of {count} tokens start at {starts}; the first is 0")
+        if (np.diff(starts) <= 0).any():
+            raise ValueError("sentence starts must ascend")
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made a set of shards; two equal ones give the same ids for the same text.
+
+    Attributes:
+        sha256: hash of the tokenizer's model.
+        vocab_size: number of ids.
+        special_ids: ids that no ordinary text produces, by role, such as "end_of_document".
+    """
+
+    sha256: str
+    vocab_size: int
+    special_ids: dict[str, int]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest stored type that holds every id below `vocab_size`: little-endian u16 or u32.
+
+    Raises:
+        ValueError: the vocabulary is empty or has more than 2^32 ids.
+    """
+    if not 1 <= vocab_size <= 1 << 32:
+        raise ValueError(f"a vocabulary of {vocab_size} ids")
+    return np.dtype("<u2") if vocab_size < 1 << 16 else np.dtype("<u4")

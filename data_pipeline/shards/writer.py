@@ -1,0 +1,123 @@
+"""Documents to one shard file, the same bytes for the same documents."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from data_pipeline.atomic import atomic_file
+from data_pipeline.shards import format as fmt
+from data_pipeline.shards.manifest import MemberEntry, ShardEntry
+
+
+def write_shard(
+    path: Path,
+    key: str,
+    documents: Iterable[fmt.TokenizedDocument],
+    dtype: np.dtype[np.unsignedinteger],
+) -> ShardEntry:
+    """Write a shard; it appears under its name only when it is complete and on disk.
+
+    The documents are held in memory in their stored form (2 or 4 bytes a token and 1 for word starts).
+
+    Args:
+        path: the file, ``NAME.tar``.
+        key: what stands before the first dot of every member name; readers group members by it.
+        documents: at least one.
+        dtype: of the stored tokens, from :func:`token_dtype`.
+
+    Returns: what the manifest says about the shard.
+
+    Raises:
+        DataError: the place cannot be written.
+        ValueError: no document, a token that `dtype` cannot hold, too many tokens, or a key with a dot.
+    """
+    if not key or set(key) & set("./"):
+        raise ValueError(f"shard key {key!r}: must not be empty nor hold a dot or a slash")
+    if dtype not in (np.dtype("<u2"), np.dtype("<u4")):
+        raise ValueError(f"tokens are stored as <u2 or <u4, not {dtype.str}")
+    columns = _Columns(documents, dtype)
+    contents = columns.members()
+    with atomic_file(path) as stream:
+        members = {name: _write_member(stream, f"{key}.{name}", contents[name]) for name in fmt.MEMBERS}
+        _fill(stream, 2 * fmt.BLOCK, tarfile.RECORDSIZE)
+        size = stream.tell()
+    return ShardEntry(path.name, key, size, columns.num_documents, columns.num_tokens, members)
+
+
+class _Columns:
+    """The documents of a shard, column by column."""
+
+    def __init__(self, documents: Iterable[fmt.TokenizedDocument], dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._dtype = dtype
+        self._tokens: list[NDArray[np.unsignedinteger]] = []
+        self._sentences: list[NDArray[np.int64]] = []
+        self._word_starts: list[NDArray[np.bool_]] = []
+        self.num_tokens = 0
+        for document in documents:
+            self._add(document)
+        self.num_documents = len(self._tokens)
+        if self.num_documents == 0:
+            raise ValueError("a shard needs at least one document")
+        if self.num_tokens > fmt.MAX_SHARD_TOKENS:
+            raise ValueError(f"{self.num_tokens} tokens; a shard holds at most {fmt.MAX_SHARD_TOKENS}")
+
+    def _add(self, document: fmt.TokenizedDocument) -> None:
+        highest = np.iinfo(self._dtype).max
+        if document.tokens.min() < 0 or document.tokens.max() > highest:
+            raise ValueError(f"a token id outside [0, {highest}] cannot be stored as {self._dtype.str}")
+        self._tokens.append(document.tokens.astype(self._dtype, order="C"))
+        self._sentences.append(document.sentence_starts.astype(np.int64) + self.num_tokens)
+        self._word_starts.append(document.word_starts.astype(np.bool_))
+        self.num_tokens += document.tokens.size
+
+    def members(self) -> dict[str, Sequence[NDArray[Any]]]:
+        """Content of every member, as pieces to be written one after the other."""
+        end = np.array([self.num_tokens])
+        lengths = [tokens.size for tokens in self._tokens]
+        documents = np.concatenate([[0], np.cumsum(lengths)]).astype(fmt.DOCUMENT_DTYPE)
+        sentences = np.concatenate([*self._sentences, end]).astype(fmt.SENTENCE_DTYPE)
+        word_starts = np.packbits(np.concatenate(self._word_starts), bitorder="little")
+        meta = {
+            "format": fmt.FORMAT_VERSION,
+            "dtype": self._dtype.str,
+            "tokens": self.num_tokens,
+            "documents": self.num_documents,
+            "sentences": sentences.size - 1,
+        }
+        return {
+            fmt.META: [np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)],
+            fmt.TOKENS: self._tokens,
+            fmt.DOCUMENTS: [documents],
+            fmt.SENTENCES: [sentences],
+            fmt.WORD_STARTS: [word_starts],
+        }
+
+
+def _write_member(stream: BinaryIO, name: str, pieces: Sequence[NDArray[Any]]) -> MemberEntry:
+    buffers = [piece.data.cast("B") for piece in pieces]
+    header = tarfile.TarInfo(name)
+    header.size = sum(buffer.nbytes for buffer in buffers)
+    header.mode = 0o644
+    header.uname = header.gname = ""
+    stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset = stream.tell()
+    digest = xxhash.xxh3_64()
+    for buffer in buffers:
+        digest.update(buffer)
+        stream.write(buffer)
+    _fill(stream, 0, fmt.BLOCK)
+    return MemberEntry(offset, header.size, digest.hexdigest())
+
+
+def _fill(stream: BinaryIO, at_least: int, multiple: int) -> None:
+    """Write zeros: `at_least` of them, and then up to a multiple of `multiple` bytes."""
+    end = stream.tell() + at_least
+    stream.write(bytes(at_least + -end % multiple))
