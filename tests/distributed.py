@@ -25,8 +25,10 @@ class WorkerError(AssertionError):
     """A worker failed: its traceback, and those of the workers that fell with it."""
 
 
-def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300.0) -> list[Any]:
-    """Call `fn(*args)` on every rank of a gloo world and return the results by rank.
+def run_distributed(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300.0, backend: str = "gloo"
+) -> list[Any]:
+    """Call `fn(*args)` on every rank of a world of `backend` (gloo or nccl) and return the results by rank.
 
     `fn` and `args` must be picklable: a function at the top of its module. Inside, ``dist.get_rank()`` tells
     ranks apart. Results travel by file, since a tensor in a queue dies with its process.
@@ -36,7 +38,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
     """
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            _context.Process(target=_work, args=(rank, world_size, folder, fn, args), daemon=True)
+            _context.Process(target=_work, args=(rank, world_size, backend, folder, fn, args), daemon=True)
             for rank in range(world_size)
         ]
         for worker in workers:
@@ -45,12 +47,14 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
         return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world_size)]
 
 
-def _work(rank: int, world_size: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _work(rank: int, world_size: int, backend: str, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:
         store = dist.FileStore(f"{folder}/store", world_size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         torch.save(fn(*args), f"{folder}/result-{rank}")
         dist.barrier()
         dist.destroy_process_group()

@@ -160,7 +160,7 @@ def reference_trace(problem: Problem) -> Trace:
 def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
     """Whole tensors from every rank's boxes; fails where an element has no owner or two different values."""
     boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, {name: (s.offset, s.local.clone()) for name, s in shards.items()})
+    dist.all_gather_object(boxes, {name: (s.offset, s.local.cpu()) for name, s in shards.items()})
     whole = {}
     for name, shard in shards.items():
         full = torch.full(shard.global_shape, torch.nan, dtype=shard.local.dtype)
@@ -183,10 +183,10 @@ def slice_batch(problem: Problem, step: int, engine: NativeEngine) -> StepBatch:
     return StepBatch(step, begin, ids, inputs[begin:end], labels[begin:end])
 
 
-def sharded_trace(cell: Cell) -> Trace:
+def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
     """The same training on this group of processes."""
     recipe = cell.recipe()
-    engine = NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device("cpu"))
+    engine = NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device(device))
     weights = initial_weights(cell.problem)
     for name, shard in engine.model.shards().items():
         shard.local.copy_(shard.cut(weights[name]))
@@ -244,12 +244,12 @@ def _without_key_bias(name: str, weight: Tensor) -> Tensor:
     return weight.view(4, 3, -1)[:, [0, 2]]
 
 
-def run_cells(cells: list[Cell], references: str) -> list[dict[str, Any]]:
+def run_cells(cells: list[Cell], references: str, device: str = "cpu") -> list[dict[str, Any]]:
     """Run cells one after another in one group of processes; rank 0's comparison, on every rank."""
     rows = []
     for cell in cells:
         reference = torch.load(Path(references) / reference_name(cell.problem), weights_only=False)
-        rows.append(asdict(compare(sharded_trace(cell), reference)))
+        rows.append(asdict(compare(sharded_trace(cell, device), reference)))
     return rows
 
 

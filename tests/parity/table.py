@@ -75,8 +75,9 @@ def single_precision() -> list[tuple[str, Cell]]:
     return [(name, Cell(problem, world, layout, 3)) for name, (world, layout) in {**LAYOUTS, **EXTRA_LAYOUTS}.items()]
 
 
-def measure(named_cells: Iterable[tuple[str, Cell]]) -> list[tuple[str, Cell, Errors]]:
+def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> list[tuple[str, Cell, Errors]]:
     """Run cells, all of one world size in one group of processes."""
+    backend = "nccl" if device == "cuda" else "gloo"
     by_world: dict[int, list[tuple[str, Cell]]] = defaultdict(list)
     for name, cell in named_cells:
         by_world[cell.world_size].append((name, cell))
@@ -85,7 +86,8 @@ def measure(named_cells: Iterable[tuple[str, Cell]]) -> list[tuple[str, Cell, Er
         for problem in {cell.problem for cells in by_world.values() for _, cell in cells}:
             torch.save(reference_trace(problem), Path(references) / reference_name(problem))
         for world, cells in by_world.items():
-            rows = run_distributed(run_cells, world, [cell for _, cell in cells], references, timeout=1500)[0]
+            arguments = ([cell for _, cell in cells], references, device)
+            rows = run_distributed(run_cells, world, *arguments, timeout=1500, backend=backend)[0]
             measured += [(name, cell, Errors(**row)) for (name, cell), row in zip(cells, rows, strict=True)]
     return measured
 
