@@ -1,0 +1,62 @@
+"""Whether two recipes learn the same: a hash of all that changes what is learnt, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ptm_dist.recipe.schema import Recipe
+
+Values = dict[str, Any]
+
+_INITIALISATION = {"initializer_std", "position_initializer_std"}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Sha256 (hex) of what the recipe learns: the same wherever, under whatever name it is computed."""
+    return _digest(_learnt(recipe))
+
+
+def model_fingerprint(recipe: Recipe) -> str:
+    """Sha256 (hex) of the architecture: equal if weights of one recipe fit, and mean the same in, the other.
+
+    How weights were initialised is left out: it no longer matters once there are weights.
+    """
+    return _digest({key: value for key, value in _learnt(recipe)["model"].items() if key not in _INITIALISATION})
+
+
+def differences(first: Recipe, second: Recipe) -> list[str]:
+    """What keeps two recipes from learning the same, as `optimizer.learning_rate: 0.001 -> 0.002`.
+
+    Empty exactly if their fingerprints are equal.
+    """
+    before, after = _flat(_learnt(first)), _flat(_learnt(second))
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def _learnt(recipe: Recipe) -> Values:
+    """The sections that change what is learnt, with defaults that follow other keys filled in."""
+    learnt = recipe.model_dump(
+        mode="json",
+        include={
+            "model": True,
+            "data": {"sequence_length", "shuffle"},
+            "objective": True,
+            "optimizer": True,
+            "schedule": True,
+            "training": True,
+        },
+    )
+    learnt["model"]["ffn_hidden_size"] = recipe.model.ffn_hidden_size or 4 * recipe.model.hidden_size
+    learnt["schedule"]["decay_steps"] = recipe.schedule.decay_steps or recipe.training.steps
+    return learnt
+
+
+def _flat(learnt: Values) -> dict[str, str]:
+    return {f"{section}.{key}": json.dumps(value) for section, keys in learnt.items() for key, value in keys.items()}
+
+
+def _digest(values: Values) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

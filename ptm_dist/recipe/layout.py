@@ -1,0 +1,125 @@
+"""The layout of a world of known size: how many ranks replicate, shard and split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ptm_dist.errors import LayoutError
+from ptm_dist.recipe.schema import LayoutSection, Recompute
+
+
+@dataclass(frozen=True)
+class ResolvedLayout:
+    """A layout without `auto`: world_size = data_parallel * tensor_parallel, data_parallel = replicate * shard.
+
+    Attributes:
+        world_size: processes of the run.
+        data_parallel: ranks that read different samples.
+        replicate: copies of the (sharded) state among the data-parallel ranks.
+        shard: data-parallel ranks that share one copy of the state by ZeRO.
+        zero_stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are shared.
+        tensor_parallel: ranks that share each layer's matrices.
+        sequence_parallel: activations outside the matrices are split over the tensor-parallel ranks.
+        micro_batch_size: samples per forward pass of one data-parallel rank.
+        recompute: activation checkpointing.
+        compile: torch.compile of every block.
+    """
+
+    world_size: int
+    data_parallel: int
+    replicate: int
+    shard: int
+    zero_stage: int
+    tensor_parallel: int
+    sequence_parallel: bool
+    micro_batch_size: int
+    recompute: Recompute
+    compile: bool
+
+    def describe(self) -> str:
+        """In words, such as `ZeRO-3 x2, tensor parallel 2 (sequence parallel)`."""
+        parts = []
+        if self.zero_stage > 0:
+            copies = f", {self.replicate} copies (HSDP)" if self.replicate > 1 else ""
+            parts.append(f"ZeRO-{self.zero_stage} x{self.shard}{copies}")
+        elif self.data_parallel > 1:
+            parts.append(f"data parallel {self.data_parallel}")
+        if self.tensor_parallel > 1:
+            sequence = " (sequence parallel)" if self.sequence_parallel else ""
+            parts.append(f"tensor parallel {self.tensor_parallel}{sequence}")
+        return ", ".join(parts) or "single process"
+
+
+def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
+    """Fill in `auto` and split data parallelism into copies and ZeRO shards.
+
+    Args:
+        layout: the recipe's section.
+        world_size: processes of the run.
+
+    Raises: LayoutError if the layout does not multiply to the world size; the message says what would.
+    """
+    problems = list(layout_problems(layout, world_size))
+    if problems:
+        raise LayoutError("\n".join(problems))
+    data_parallel = world_size // layout.tensor_parallel
+    replicate = data_parallel if layout.zero_stage == 0 else layout.data_parallel_replicate
+    return ResolvedLayout(
+        world_size=world_size,
+        data_parallel=data_parallel,
+        replicate=replicate,
+        shard=data_parallel // replicate,
+        zero_stage=layout.zero_stage,
+        tensor_parallel=layout.tensor_parallel,
+        sequence_parallel=layout.sequence_parallel,
+        micro_batch_size=layout.micro_batch_size,
+        recompute=layout.recompute,
+        compile=layout.compile,
+    )
+
+
+def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
+    """Why a layout does not multiply to a world of this size, each with what to use instead."""
+    tensor, data, copies = layout.tensor_parallel, layout.data_parallel, layout.data_parallel_replicate
+    if world_size % tensor:
+        yield (
+            f"layout.tensor_parallel={tensor} does not divide the {processes(world_size)} of this run; "
+            f"use {either(divisors(world_size))}, or start a multiple of {tensor}"
+        )
+        return
+    fitting = world_size // tensor
+    if data != "auto" and data != fitting:  # noqa: PLR1714  (mypy narrows this form)
+        yield (
+            f"layout.data_parallel={data} x layout.tensor_parallel={tensor} does not make the "
+            f"{processes(world_size)} of this run; use layout.data_parallel={fitting} (or auto), "
+            f"or start {processes(data * tensor)}"
+        )
+        return
+    if copies > 1 and layout.zero_stage == 0:
+        yield (
+            f"layout.data_parallel_replicate={copies} needs layout.zero_stage 1, 2 or 3: "
+            "with 0 every data-parallel rank holds a copy already; remove one of the two"
+        )
+    if fitting % copies:
+        yield (
+            f"layout.data_parallel_replicate={copies} does not divide the {fitting} data-parallel ranks; "
+            f"use {either(divisors(fitting))}"
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [candidate for candidate in range(1, int(number**0.5) + 1) if number % candidate == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
+
+
+def either(numbers: list[int]) -> str:
+    """`1, 2 or 4`."""
+    *first, last = [str(number) for number in numbers]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def processes(count: int) -> str:
+    """`1 process`, `4 processes`."""
+    return f"{count} process" if count == 1 else f"{count} processes"
