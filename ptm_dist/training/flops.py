@@ -1,0 +1,143 @@
+"""Floating-point operations of training, counted matrix by matrix, and the peak rates they are compared with."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ptm_dist.recipe.schema import ModelSection, Precision
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """Model FLOPs to train on one token: forward and backward, a multiplication and an addition as two.
+
+    Matrix products only, head included, embedding lookups and recomputation excluded (Chowdhery et al. 2022,
+    arXiv 2204.02311, appendix B). Attention is counted by two conventions.
+
+    Attributes:
+        full: every position attends to all S positions: the convention of nanoGPT, PaLM and Megatron-LM.
+        causal: to S / 2 on average: what a causal kernel computes.
+    """
+
+    full: int
+    causal: int
+
+
+def flops_per_token(model: ModelSection, sequence_length: int) -> TokenFlops:
+    """FLOPs per token of training on sequences of `sequence_length` tokens.
+
+    The backward pass of a matrix product is two such products, so training is three times the forward pass.
+    """
+    hidden = model.hidden_size
+    ffn = model.ffn_hidden_size or 4 * hidden
+    weights = model.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) + hidden * model.vocab_size
+    scores = model.num_layers * 2 * sequence_length * hidden
+    return TokenFlops(full=3 * 2 * (weights + scores), causal=3 * (2 * weights + scores))
+
+
+@dataclass(frozen=True)
+class PeakRate:
+    """The most operations per second a device could do.
+
+    Attributes:
+        flops_per_second: of one device, dense.
+        source: where the number comes from, for people: a data sheet or a measurement.
+    """
+
+    flops_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class _DataSheet:
+    """Dense peaks in TFLOP/s by number format, on matrix units where the device has them; None: no such units."""
+
+    name: str
+    pattern: str
+    bf16: float | None
+    tf32: float | None
+    fp32: float
+    fp64: float | None
+
+
+# More specific names first. Vendors' data sheets; figures given there with sparsity are halved. The RTX 4090's
+# bf16 is the rate with float32 accumulation, which is what torch uses.
+_DATA_SHEETS = (
+    _DataSheet("NVIDIA B200", r"\bB200\b", 2250.0, 1125.0, 75.0, 37.0),
+    _DataSheet("NVIDIA H200 NVL", r"\bH200 NVL\b", 835.5, 417.5, 60.0, 60.0),
+    _DataSheet("NVIDIA H200 SXM", r"\bH200\b", 989.4, 494.7, 66.9, 66.9),
+    _DataSheet("NVIDIA H100 NVL", r"\bH100 NVL\b", 835.5, 417.5, 60.0, 60.0),
+    _DataSheet("NVIDIA H100 PCIe", r"\bH100 PCIe\b", 756.0, 378.0, 51.0, 51.0),
+    _DataSheet("NVIDIA H100 SXM", r"\bH100\b", 989.4, 494.7, 66.9, 66.9),
+    _DataSheet("NVIDIA A100", r"\bA100\b", 312.0, 156.0, 19.5, 19.5),
+    _DataSheet("NVIDIA L40S", r"\bL40S\b", 362.05, 183.0, 91.6, None),
+    _DataSheet("NVIDIA A10", r"\bA10\b", 125.0, 62.5, 31.2, None),
+    _DataSheet("NVIDIA GeForce RTX 4090", r"\bRTX 4090(?! (?:D|Laptop))\b", 165.2, 82.6, 82.6, None),
+    _DataSheet("NVIDIA V100 SXM2", r"\bV100-SXM2\b", None, None, 15.7, 7.8),
+    _DataSheet("NVIDIA V100 PCIe", r"\bV100-PCIE\b", None, None, 14.0, 7.0),
+    _DataSheet("AMD Instinct MI300X", r"\bMI300X\b", 1307.4, 653.7, 163.4, 163.4),
+)
+
+_DTYPES = {
+    Precision.BF16: torch.bfloat16,
+    Precision.FP32: torch.float32,
+    Precision.FP64: torch.float64,
+}
+
+
+def peak_flops(device: torch.device, precision: Precision) -> PeakRate:
+    """Peak of one device for a precision: from its data sheet if it is known, else measured in 0.2 s.
+
+    Args:
+        device: where the run computes.
+        precision: of the step; float32 means TF32 where torch is allowed to use it.
+    """
+    if device.type == "cuda":
+        use_tf32 = torch.get_float32_matmul_precision() != "highest"
+        listed = data_sheet_peak(torch.cuda.get_device_name(device), precision, use_tf32=use_tf32)
+        if listed is not None:
+            return listed
+    dtype = _DTYPES[precision]
+    place = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
+    return PeakRate(measure_matmul_peak(device, dtype), f"measured: {dtype} matrix product on {place}")
+
+
+def data_sheet_peak(device_name: str, precision: Precision, *, use_tf32: bool) -> PeakRate | None:
+    """Dense peak by the device's name; None if the device, or this precision on it, is not listed.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+        precision: of the step.
+        use_tf32: whether float32 products may be rounded to TF32.
+    """
+    for sheet in _DATA_SHEETS:
+        if re.search(sheet.pattern, device_name):
+            break
+    else:
+        return None
+    if precision is Precision.FP32 and use_tf32 and sheet.tf32 is not None:
+        return PeakRate(sheet.tf32 * 1e12, f"data sheet: {sheet.name}, tf32 dense")
+    listed = {Precision.BF16: sheet.bf16, Precision.FP32: sheet.fp32, Precision.FP64: sheet.fp64}
+    tera = listed[precision]
+    if tera is None:
+        return None
+    return PeakRate(tera * 1e12, f"data sheet: {sheet.name}, {precision.value} dense")
+
+
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of a few square matrix products on `device`, in less than about 0.2 s of work."""
+    size = 512 if device.type == "cpu" else 4096
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    fastest = float("inf")
+    deadline = time.perf_counter() + 0.15
+    while fastest == float("inf") or time.perf_counter() < deadline:
+        begin = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2.0 * size**3 / fastest
