@@ -1,0 +1,52 @@
+# The whole developer interface. `make train` and `make test` work on a fresh clone with Python >= 3.11.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: train test check bench gpu-test gpu-bench venv clean
+.DEFAULT_GOAL := train
+
+train: venv  ## From raw text to a trained model: about 3 minutes on 2 cores after the installation.
+	$(BIN)/ptm demo
+
+test: venv  ## All tests that need no GPU.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+
+check: venv  ## Lint, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv  ## Speed of this machine.
+	$(BIN)/python -m benchmarks.run
+
+gpu-test: venv  ## Parity of CUDA against CPU.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
+
+gpu-bench: venv  ## GPT-2 on this machine's GPUs.
+	$(BIN)/python -m benchmarks.gpu
+
+venv: $(INSTALLED)
+
+# Torch first, as only its source differs: the CUDA build where a GPU answers, else the CPU build from the
+# configured indexes or from PyTorch's own.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; run make PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != "$(TORCH)".split("==")[1])' \
+		2>/dev/null; then echo "$(TORCH) is installed"; \
+	elif nvidia-smi >/dev/null 2>&1; then $(PIP) install "$(TORCH)"; \
+	else $(PIP) install "$(TORCH)+cpu" || $(PIP) install "$(TORCH)" --index-url $(TORCH_CPU_INDEX) || \
+		$(PIP) install "$(TORCH)"; fi
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:  ## Remove the environment, runs and caches.
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+"""Which process of how many this one is, and where they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: this process, 0 <= rank < world_size.
+        world_size: processes of the run, over all machines.
+        local_rank: this process among those of its machine; the index of its device.
+        local_world_size: processes of the run on this machine.
+        master_addr: host on which rank 0 listens.
+        master_port: TCP port on which rank 0 listens.
+        origin: who started the processes: `single`, `local`, `torchrun`, `srun` or `mpirun`.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+    origin: str
+
+    @classmethod
+    def single(cls) -> World:
+        """The world of one process, which meets nobody."""
+        return cls(0, 1, 0, 1, "127.0.0.1", 0, "single")
