@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
-    STATE_DICT_TYPE,
     STORAGE_TYPES,
     ChunkStorageMetadata,
     Metadata,
@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from ptm_dist.checkpoint.disk import CandidFileSystem
 from ptm_dist.errors import CheckpointError
 from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.parallel.shards import LocalShard
@@ -55,6 +56,7 @@ def save_state(state: Mapping[str, LocalShard], directory: Path, control: Contro
     Raises: the first failing rank's error, on all ranks.
     """
     writer = FileSystemWriter(directory, sync_files=True, overwrite=False)
+    writer.fs = CandidFileSystem()
     _unwrapped(
         lambda: save(
             dict(state),
@@ -132,7 +134,7 @@ class _ShardLoadPlanner(DefaultLoadPlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def set_up_planner(
-        self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         # Not the base class's: it makes something else of values that are not tensors.
         self.state_dict = state_dict

@@ -205,8 +205,8 @@ class CheckpointStore:
         """Write and commit one checkpoint.
 
         Raises:
-            CheckpointError: if the disk is full or cannot be written, on all ranks; what was there before is
-                as it was.
+            CheckpointError: if the disk is full or cannot be written, or has this step already, on all ranks;
+                what was there before is as it was.
         """
         unfinished = self._control.from_first(lambda: self._begin(description.step))
         try:
@@ -224,23 +224,26 @@ class CheckpointStore:
     def newest_sound(self, on_damage: Callable[[Path, str], None]) -> CheckpointInfo | None:
         """The newest checkpoint of which every byte is as it was saved; None if there is none at all.
 
+        Newer ones are then renamed ``damaged-step-*``: under their own name they would count as kept.
+
         Args:
             on_damage: told each newer one that is not sound, and why, on every rank.
 
         Raises: CheckpointError if there are checkpoints and none is sound.
         """
         paths = self._control.from_first(lambda: checkpoint_paths(self.directory))
-        damaged = []
+        damaged: list[tuple[Path, str]] = []
         for path in reversed(paths):
             problem = self.problem(path)
             if problem is None:
+                self._control.from_first(lambda: _set_aside([path for path, _ in damaged]))
                 return read_checkpoint(path)
             on_damage(path, problem)
-            damaged.append(problem)
+            damaged.append((path, problem))
         if damaged:
             raise CheckpointError(
                 f"none of the checkpoints in {self.directory} can be used; copy a sound one back, or remove them "
-                f"all to start again: {'; '.join(damaged)}"
+                f"all to start again: {'; '.join(problem for _, problem in damaged)}"
             )
         return None
 
@@ -262,8 +265,13 @@ class CheckpointStore:
         except OSError as error:
             raise _save_error(self.directory, error) from error
 
+    def _final(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
     def _begin(self, step: int) -> Path:
-        unfinished = self.directory / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:8]}"
+        if (final := self._final(step)).exists():
+            raise CheckpointError(f"{final} exists already; a run never saves a step twice: move it away")
+        unfinished = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
         with self._disk_errors():
             unfinished.mkdir(parents=True)
         return unfinished
@@ -276,11 +284,9 @@ class CheckpointStore:
             return {path.name: FileEntry(size=path.stat().st_size, xxh3=_hash(path)) for path in paths}
 
     def _commit(self, unfinished: Path, manifest: Manifest) -> CheckpointInfo:
-        final = unfinished.with_name(f"step-{manifest.step:08d}")
+        final = self._final(manifest.step)
         with self._disk_errors():
             write_atomically(unfinished / MANIFEST_FILE, json.dumps(manifest.model_dump(mode="json"), indent=1))
-            if final.exists():
-                remove(final)
             unfinished.rename(final)
             fsync_directory(final.parent)
         return CheckpointInfo(final, manifest)
@@ -292,6 +298,11 @@ class CheckpointStore:
             return "; ".join(_hash_problems(info, share)) or None
         except CheckpointError as error:
             return str(error)
+
+
+def _set_aside(paths: list[Path]) -> None:
+    for path in paths:
+        path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def _save_error(directory: Path, error: OSError) -> CheckpointError:

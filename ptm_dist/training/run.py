@@ -1,0 +1,234 @@
+"""A whole run, seen from one of its processes: meet, build, resume, train, save, leave."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, best, sweep
+from ptm_dist.engines import build_engine
+from ptm_dist.engines.engine import Engine
+from ptm_dist.errors import RunDirectoryError
+from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
+from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
+from ptm_dist.recipe.schema import Recipe
+from ptm_dist.training.callbacks import Checkpointing, StopAtStep, StopOnSignal, TrainRows, Validation
+from ptm_dist.training.data import RecipeData
+from ptm_dist.training.journal import Journal
+from ptm_dist.training.machine import Machine, machine_of
+from ptm_dist.training.metrics import read_rows
+from ptm_dist.training.processes import choose_device, make_deterministic, process_group
+from ptm_dist.training.resume import resume
+from ptm_dist.training.run_directory import RunDirectory
+from ptm_dist.training.signals import StopFlag, stop_signals
+from ptm_dist.training.trainer import Progress, StepRecord, Trainer
+from ptm_dist.training.world import World
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How one life of a run ended, the same on every rank.
+
+    Attributes:
+        directory: of the run.
+        layout: in words.
+        start_step: steps that were done before this life.
+        step: steps done.
+        total_steps: of the run.
+        stop_reason: a signal's name or the recipe key that stopped it; None if it has all its steps.
+        loss: training loss of the last step.
+        validation_loss: at the last step, None if it was not validated there.
+        checkpoint: the newest one; None if the run was stopped before its first step.
+        seconds: wall time of this life.
+    """
+
+    directory: Path
+    layout: str
+    start_step: int
+    step: int
+    total_steps: int
+    stop_reason: str | None
+    loss: float | None
+    validation_loss: float | None
+    checkpoint: Path | None
+    seconds: float
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has all its steps."""
+        return self.step >= self.total_steps
+
+
+@dataclass(frozen=True)
+class _Life:
+    """What the parts of a run share while one set of processes lives."""
+
+    recipe: Recipe
+    layout: ResolvedLayout
+    device: torch.device
+    control: ControlGroup
+    directory: RunDirectory
+    journal: Journal
+    data: RecipeData
+    engine: Engine
+    store: CheckpointStore
+
+
+def run(recipe: Recipe, world: World) -> RunSummary:
+    """Train a recipe from where its run directory stands, to its end or to a stop; collective.
+
+    Call :func:`ptm_dist.training.preflight.preflight` in one process before. SIGINT and SIGTERM make all ranks
+    save after the step they are in and return. Calling it again goes on from the newest sound checkpoint, at
+    whatever layout and number of ranks.
+
+    Args:
+        recipe: what to train and where.
+        world: this process and the others.
+
+    Raises:
+        UserError: what the user can mend, the same on every rank.
+    """
+    started = time.monotonic()
+    device = choose_device(recipe.launch.device, world.local_rank)
+    make_deterministic()
+    with stop_signals() as flag, process_group(world, device) as control:
+        directory = RunDirectory(recipe.directory)
+        control.from_first(lambda: directory.prepare(recipe))
+        with _owned(directory, control):
+            life = _build(recipe, device, control, directory)
+            info = resume(recipe, life.engine, life.store, life.data.train.fingerprint, control, life.journal)
+            trainer, last = _train(life, info, flag)
+    start_step = info.step if info is not None else 0
+    return _summary(life, trainer, start_step, last or info, time.monotonic() - started)
+
+
+@contextmanager
+def _owned(directory: RunDirectory, control: ControlGroup) -> Iterator[None]:
+    """The lock of the first rank, and what an owner does: sweep, and note how it failed."""
+    with ExitStack() as stack:
+        lock = directory.locked() if control.is_first else nullcontext()
+        control.together(lambda: stack.enter_context(lock))
+        control.from_first(lambda: sweep(directory.checkpoints))
+        try:
+            yield
+        except BaseException as error:
+            if control.is_first:
+                with suppress(RunDirectoryError):  # the failure itself matters more than its note
+                    directory.event("failure", error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _build(recipe: Recipe, device: torch.device, control: ControlGroup, directory: RunDirectory) -> _Life:
+    layout = resolve_layout(recipe.layout, control.size)
+    return _Life(
+        recipe=recipe,
+        layout=layout,
+        device=device,
+        control=control,
+        directory=directory,
+        journal=Journal(directory, recipe, control),
+        data=control.together(lambda: RecipeData(recipe)),
+        engine=build_engine(recipe, layout, device),
+        store=CheckpointStore(directory.checkpoints, control),
+    )
+
+
+def _train(life: _Life, info: CheckpointInfo | None, flag: StopFlag) -> tuple[Trainer, CheckpointInfo | None]:
+    """The loop with all callbacks; also gives the last checkpoint it made."""
+    recipe, control, journal, engine = life.recipe, life.control, life.journal, life.engine
+    progress = Progress(info.manifest.step, info.manifest.samples) if info is not None else Progress()
+    machine = machine_of(recipe, life.device, control)
+    rows = TrainRows(recipe.logging.every, machine, control, journal)
+    validation = _validation(life)
+    checkpointing = Checkpointing(
+        life.store, control, lambda record, metrics: _describe(life, record, metrics), rows, validation, journal
+    )
+    stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
+    callbacks = (StopOnSignal(flag, control, journal), stop_at_step, rows, validation, checkpointing)
+    trainer = Trainer(engine, recipe, progress, [callback for callback in callbacks if callback is not None])
+    try:
+        journal.open_rows(progress.step)
+        _announce(life, machine, progress)
+        trainer.run(life.data.training(progress.step, engine.dp_rank, engine.dp_size))
+        journal.event("finish" if trainer.is_finished else "stop", step=progress.step)
+    finally:
+        journal.close()
+        engine.close()
+    return trainer, checkpointing.last
+
+
+def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
+    """The header of this life: a row for who reads the figures, events, and a line for who watches."""
+    layout, step, size = life.layout.describe(), progress.step, life.control.size
+    shapes = {name: shard.global_shape for name, shard in life.engine.state().items()}
+    parameters = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model."))
+    starts = [row for row in read_rows(life.directory.events) if row["event"] == "start"]
+    life.journal.event("start", step=step, layout=layout, world_size=size)
+    if starts and starts[-1]["layout"] != layout:
+        life.journal.event("layout_change", step=step, before=starts[-1]["layout"], after=layout)
+    life.journal.write(
+        {
+            "kind": "run",
+            "step": step,
+            "layout": layout,
+            "world_size": size,
+            "parameters": parameters,
+            **machine.describe(),
+        }
+    )
+    life.journal.say(
+        f"{'resuming' if step else 'starting'} {life.recipe.name} at step {step} of {life.recipe.training.steps}: "
+        f"{parameters:,} parameters, {layout}, {machine.device.type}, in {life.directory.path}"
+    )
+
+
+def _validation(life: _Life) -> Validation | None:
+    if not life.recipe.evaluation.every:
+        return None
+    champion = life.control.from_first(lambda: best(life.directory.checkpoints))
+    return Validation(
+        life.recipe.evaluation.every,
+        lambda: life.data.validating(life.engine.dp_rank, life.engine.dp_size),
+        champion.validation_loss if champion is not None else None,
+        life.journal,
+    )
+
+
+def _describe(life: _Life, record: StepRecord, metrics: dict[str, float]) -> Description:
+    return Description(
+        step=record.step,
+        samples=record.samples,
+        recipe=life.recipe.model_dump(mode="json"),
+        recipe_fingerprint=fingerprint(life.recipe),
+        model_fingerprint=model_fingerprint(life.recipe),
+        layout=life.layout.describe(),
+        data_fingerprint=life.data.train.fingerprint,
+        metrics=metrics,
+        torch_version=torch.__version__,
+        world_size=life.control.size,
+        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _summary(life: _Life, trainer: Trainer, start_step: int, info: CheckpointInfo | None, seconds: float) -> RunSummary:
+    metrics = info.manifest.metrics if info is not None else {}
+    return RunSummary(
+        directory=life.directory.path,
+        layout=life.layout.describe(),
+        start_step=start_step,
+        step=trainer.progress.step,
+        total_steps=life.recipe.training.steps,
+        stop_reason=trainer.stop_reason,
+        loss=metrics.get("loss"),
+        validation_loss=metrics.get("validation_loss"),
+        checkpoint=info.path if info is not None else None,
+        seconds=seconds,
+    )
