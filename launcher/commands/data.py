@@ -1,0 +1,141 @@
+"""`ptm data`: from text to token shards, and a look at what a run reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.errors import UserError
+from launcher.commands.output import JsonFlag, examples, print_json, size
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, check and look at training data.")
+corpus = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write corpora that need no download.")
+app.add_typer(corpus, name="corpus")
+
+Shards = Annotated[Path, typer.Argument(help="Folder that `ptm data build` wrote, or one part of it.")]
+
+
+@corpus.callback()
+def corpus_group() -> None:
+    """Write corpora that need no download."""
+
+
+@corpus.command(epilog=examples("ptm data corpus stdlib --out runs/demo/corpus.jsonl"))
+def stdlib(
+    out: Annotated[Path, typer.Option(help="File to write (.jsonl).")],
+    source_text: Annotated[bool, typer.Option("--source-text", help="Add the source files (11 MB).")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the documentation of Python's standard library as a corpus: about 2.4 MB of English prose."""
+    from data_pipeline.corpora import write_stdlib_corpus
+
+    summary = write_stdlib_corpus(out, source_text=source_text)
+    if as_json:
+        print_json(summary)
+    else:
+        print(f"{summary.documents} documents, {size(summary.bytes)} of text in {summary.path}")
+
+
+@app.command(
+    epilog=examples(
+        "ptm data build --input runs/demo/corpus.jsonl --tokenizer runs/demo/tokenizer --out runs/demo/data"
+    )
+)
+def build(
+    inputs: Annotated[list[str], typer.Option("--input", help="File or quoted glob (.jsonl, .txt, .gz); repeatable.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder that `ptm tokenizer train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: train/ and validation/.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+    validation_fraction: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of the documents held out for validation.")
+    ] = 0.02,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards of other inputs.")] = False,
+    more_inputs: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="More inputs.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tokenise text into shards; the bytes are the same whatever the number of workers."""
+    from data_pipeline.build import build_shards
+    from data_pipeline.tokenizers import load_tokenizer
+
+    summary = build_shards(
+        [*inputs, *(more_inputs or [])],
+        tokenizer=load_tokenizer(tokenizer),
+        tokenizer_folder=tokenizer,
+        out=out,
+        validation_fraction=validation_fraction,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    print_json(summary) if as_json else print(summary)
+
+
+@app.command(
+    epilog=examples(
+        "ptm data show configs/demo/gpt.yaml --step 100",
+        "ptm data show configs/demo/gpt.yaml --step 100 --rank 1/2 --json",
+    )
+)
+def show(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's.")
+    ] = None,
+    step: Annotated[int, typer.Option(min=1, help="Step as in metrics.jsonl: the first is 1.")] = 1,
+    rank: Annotated[str, typer.Option(metavar="R/N", help="Data-parallel rank of how many, from 0.")] = "0/1",
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the exact samples that a rank reads in a step, decoded."""
+    from data_pipeline.show import format_shown, show_step
+    from data_pipeline.tokenizers import load_tokenizer
+    from ptm_dist.recipe.loading import load_recipe
+    from ptm_dist.training.data import RecipeData
+
+    dp_rank, dp_size = parse_rank(rank)
+    loaded = load_recipe(recipe, overrides or [])
+    tokenizer = load_tokenizer(loaded.data.tokenizer)
+    data = RecipeData(loaded)
+    shown = show_step(
+        data.samples,
+        data.order,
+        step=step - 1,
+        global_batch_size=loaded.training.global_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        decode=tokenizer.decode,
+    )
+    print_json(shown) if as_json else print(format_shown(shown))
+
+
+@app.command(epilog=examples("ptm data verify runs/demo/data"))
+def verify(folder: Shards, as_json: JsonFlag = False) -> None:
+    """Read every byte of the shards and compare hashes; exit code 2 if something is wrong."""
+    from data_pipeline.shards import ShardSet
+    from data_pipeline.shards import verify as verify_shards
+
+    parts = shard_folders(folder)
+    problems = [problem for part in parts for problem in verify_shards(part)]
+    if as_json:
+        print_json({"folders": parts, "problems": problems})
+        raise typer.Exit(2 if problems else 0)
+    if problems:
+        raise UserError("\n".join(problems))
+    for part in parts:
+        shards = ShardSet.open(part)
+        print(f"{part}: sound; {shards.num_documents:,} documents, {shards.num_tokens:,} tokens")
+
+
+def parse_rank(text: str) -> tuple[int, int]:
+    """`1/4` is rank 1 of 4."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UserError(f"--rank {text}: give R/N with 0 <= R < N, such as 0/2")
+    return int(match[1]), int(match[2])
+
+
+def shard_folders(folder: Path) -> list[Path]:
+    """The folders with a manifest in what `ptm data build` wrote; the folder itself if it has no parts."""
+    parts = [folder / name for name in ("train", "validation") if (folder / name).is_dir()]
+    return parts or [folder]
