@@ -92,7 +92,7 @@ def _random_crops(folder: Path) -> Callable[[], object]:
     def read() -> None:
         for _ in range(STEPS):
             starts = generator.integers(0, len(tokens) - SEQUENCE - 1, BATCH)
-            torch.stack([torch.from_numpy(tokens[start : start + SEQUENCE].astype(np.int64)) for start in starts])
+            torch.stack([torch.from_numpy(tokens[s : s + SEQUENCE].astype(np.int64)) for s in starts])
             torch.stack(
                 [torch.from_numpy(tokens[start + 1 : start + SEQUENCE + 1].astype(np.int64)) for start in starts]
             )
