@@ -1,6 +1,6 @@
 """Memory of one rank in closed form: weights, gradients, optimizer state and activations of a layout.
 
-What torch's allocator and the communication library keep on top is not included.
+What torch's allocator keeps on top, and buffers of collectives, are not included.
 """
 
 from __future__ import annotations
@@ -109,32 +109,31 @@ def _group_sizes(tensor_local: Shapes) -> tuple[int, list[int]]:
 
 
 def _whole_weights(tensor_local: Shapes, recipe: Recipe, layout: ResolvedLayout) -> int:
-    """Stages 0 to 2 keep all layers whole until the step ends; stage 3 the one at work and the next."""
+    """Copies beside the shards: of all layers at stages 0 to 2, of the one at work and the next at stage 3.
+
+    FSDP2 makes them even where one rank holds all.
+    """
     if not _uses_fsdp(recipe, layout):
         return 0
-    if layout.shard == 1 and recipe.training.precision is not Precision.BF16:
-        return 0  # the only shard serves as the whole
     rest, layers = _group_sizes(tensor_local)
     kept = sum(sorted(layers)[-2:]) if layout.zero_stage == 3 else sum(layers)
     return (rest + kept) * _COMPUTE_BYTES[recipe.training.precision]
 
 
 def _gradients(tensor_local: Shapes, local: int, recipe: Recipe, layout: ResolvedLayout) -> int:
-    """Shards in the master format, and whole ones until they are reduced.
+    """Gradients in the master format, and those of the group at work before they are reduced.
 
-    Stages 0 and 1 keep all of them whole, in the format of the reduction once they accumulate; stages 2 and 3
-    one layer's and the rest's.
+    Stages 0 and 1 accumulate whole gradients over several micro-batches: a group's shard takes its place when the
+    last one reduces it. With one micro-batch, and at stages 2 and 3, there are shards only.
     """
     master = _MASTER_BYTES[recipe.training.precision]
     if not _uses_fsdp(recipe, layout):
         return local * master
-    compute = _COMPUTE_BYTES[recipe.training.precision]
     rest, layers = _group_sizes(tensor_local)
-    if layout.zero_stage >= 2:
-        return local * master + (rest + max(layers)) * compute
+    at_work = (rest + max(layers)) * _COMPUTE_BYTES[recipe.training.precision]
     slice_size = -(-recipe.training.global_batch_size // layout.data_parallel)
-    accumulates = slice_size > layout.micro_batch_size
-    return local * master + (rest + sum(layers)) * (master if accumulates else compute)
+    keeps_whole = layout.zero_stage <= 1 and slice_size > layout.micro_batch_size
+    return (rest + sum(layers) if keeps_whole else local) * master + at_work
 
 
 def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
@@ -144,7 +143,7 @@ def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
     residual stream before each LayerNorm 2h, its outputs 2h, query, key, value 3h/t, mixed values h/t, the
     feed-forward before and after the nonlinearity 2f/t. Sequence parallelism divides the residual stream
     by t too; the gathered inputs of the matrices stay whole. Full recomputation keeps h (h/t) per block and
-    one block at work. LayerNorm's mean and deviation and attention's logsumexp are wide numbers besides.
+    one block at work. Token and position ids, LayerNorm's mean and deviation and attention's logsumexp come on top.
     Compare Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, which has dropout masks and materialised scores too.
     """
     model, tensor = recipe.model, layout.tensor_parallel
@@ -158,7 +157,7 @@ def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
     statistics = positions * 2 * wide
     inside = tokens * (compute * (2 * hidden + 4 * hidden // tensor + 2 * ffn) + wide * (model.num_heads // tensor))
     block = 2 * (stream + statistics) + inside
-    ends = stream + statistics + tokens * (hidden * compute + 8)
+    ends = stream + statistics + tokens * (hidden * compute + 8) + recipe.data.sequence_length * 8
     if layout.recompute is Recompute.FULL:
         return model.num_layers * stream + block + ends
     return model.num_layers * block + ends
