@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
-_MIN_HALF_BITS = 4
-"""Below 2^8 values a Feistel network has too few keys' worth of permutations; small n walk down from 256."""
+_MIN_HALF_BITS = 2
+"""Halves of one bit have only four round functions; from two bits on, all orders of few samples are as likely."""
 _MAX_SAMPLES = 1 << 62
 
 

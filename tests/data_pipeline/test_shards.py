@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards import (
+    Manifest,
+    ShardSet,
+    TokenizedDocument,
+    TokenizerIdentity,
+    token_dtype,
+    verify,
+    write_manifest,
+    write_shard,
+)
+from tests.data_pipeline.shard_files import document, documents_of, write_shards
+
+LENGTHS = [[5, 1, 9], [1], [40, 2]]
+
+
+def build(directory, vocab_size=512):
+    shards = [documents_of(lengths, vocab_size, seed) for seed, lengths in enumerate(LENGTHS)]
+    stream = np.concatenate([document.tokens for documents in shards for document in documents])
+    return write_shards(directory, shards, vocab_size), stream
+
+
+def flip_bit(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2, "<u2"), (65535, "<u2"), (65536, "<u4"), (250_000, "<u4")])
+def test_tokens_are_stored_in_the_smallest_type_and_read_back(tmp_path, vocab_size, dtype):
+    assert token_dtype(vocab_size) == np.dtype(dtype)
+    shards, stream = build(tmp_path, vocab_size)
+    with tarfile.open(tmp_path / "shard-00000.tar") as archive:
+        stored = np.frombuffer(archive.extractfile("00000.tokens.bin").read(), dtype)
+    np.testing.assert_array_equal(stored, stream[:15])
+    np.testing.assert_array_equal(shards.tokens(0, shards.num_tokens), stream)
+
+
+def test_every_window_equals_the_joined_documents_also_across_shards(tmp_path):
+    shards, stream = build(tmp_path)
+    starts = np.cumsum([0, 5, 1, 9, 1, 40])
+    assert (shards.num_tokens, shards.num_documents) == (stream.size, 6)
+    for begin in range(stream.size + 1):
+        for end in range(begin, stream.size + 1):
+            window = shards.tokens(begin, end)
+            assert window.dtype == np.int64
+            np.testing.assert_array_equal(window, stream[begin:end])
+            inside = starts[(starts >= begin) & (starts < end)]
+            np.testing.assert_array_equal(shards.document_starts(begin, end), inside)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(-1, 3), (3, 2), (0, 59)])
+def test_positions_outside_the_set_are_refused(tmp_path, begin, end):
+    shards, _ = build(tmp_path)
+    with pytest.raises(IndexError):
+        shards.tokens(begin, end)
+    with pytest.raises(IndexError):
+        shards.document_starts(begin, end)
+
+
+def test_plain_webdataset_reads_each_shard_as_one_sample(tmp_path):
+    shards, stream = build(tmp_path)
+    paths = [str(tmp_path / entry.name) for entry in shards.manifest.shards]
+    found = list(webdataset.WebDataset(paths, shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == ["00000", "00001", "00002"]
+    tokens = [np.frombuffer(sample["tokens.bin"], "<u2") for sample in found]
+    np.testing.assert_array_equal(np.concatenate(tokens), stream)
+    meta = json.loads(found[0]["meta.json"])
+    assert meta == {"format": 1, "dtype": "<u2", "tokens": 15, "documents": 3, "sentences": 6}
+    assert np.frombuffer(found[0]["docs.bin"], "<i8").tolist() == [0, 5, 6, 15]
+    assert np.frombuffer(found[0]["sents.bin"], "<i4").tolist() == [0, 3, 5, 6, 9, 12, 15]
+    bits = np.unpackbits(np.frombuffer(found[0]["wstart.bin"], np.uint8), bitorder="little")[:15]
+    np.testing.assert_array_equal(bits.astype(bool), stream[:15] % 2 == 0)
+
+
+def test_members_start_on_tar_blocks_and_lie_where_the_manifest_says(tmp_path):
+    shards, _ = build(tmp_path)
+    for entry in shards.manifest.shards:
+        with tarfile.open(tmp_path / entry.name) as archive:
+            found = {member.name: (member.offset_data, member.size) for member in archive}
+        assert found == {f"{entry.key}.{n}": (m.offset, m.size) for n, m in entry.members.items()}
+        assert all(offset % 512 == 0 for offset, _ in found.values())
+        assert entry.bytes == (tmp_path / entry.name).stat().st_size
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_writing_again_gives_the_same_bytes(tmp_path_factory, lengths, seed):
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    for directory in (first, second):
+        write_shards(directory, [documents_of(lengths, 300, seed)], 300)
+    for name in ("shard-00000.tar", "manifest.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_fingerprint_follows_content_and_order(tmp_path):
+    one, two = documents_of([5, 6], 99, 1), documents_of([5, 6], 99, 2)
+    sets = [[one, two], [two, one], [one], [one, one]]
+    prints = [write_shards(tmp_path / str(i), shards, 99).fingerprint for i, shards in enumerate(sets)]
+    assert len(set(prints)) == len(sets)
+    assert prints[0] == write_shards(tmp_path / "again", [one, two], 99).fingerprint
+
+
+def test_the_manifest_is_read_back_as_written(tmp_path):
+    entry = write_shard(tmp_path / "a.tar", "a", documents_of([5], 99), token_dtype(99))
+    identity = TokenizerIdentity("cd" * 32, 99, {"end_of_document": 0, "pad": 3})
+    written = write_manifest(tmp_path, [entry], identity, {"source": ["x.jsonl"], "fraction": 0.02})
+    assert Manifest.load(tmp_path) == written
+    assert ShardSet.open(tmp_path).tokenizer == identity
+
+
+def test_a_missing_shard_is_named_with_its_size(tmp_path):
+    shards, _ = build(tmp_path)
+    entry = shards.manifest.shards[1]
+    (tmp_path / entry.name).unlink()
+    with pytest.raises(DataError, match=rf"{entry.name} is missing \({entry.bytes} bytes expected\).*build"):
+        ShardSet.open(tmp_path)
+    assert len(verify(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("change", [-1, 1, -5000])
+def test_a_shard_of_another_size_is_named_with_both_sizes(tmp_path, change):
+    shards, _ = build(tmp_path)
+    entry = shards.manifest.shards[2]
+    path = tmp_path / entry.name
+    path.write_bytes((path.read_bytes() + b"\0")[: entry.bytes + change])
+    message = rf"{entry.name} is damaged: it has {entry.bytes + change} bytes, {entry.bytes} expected; copy"
+    with pytest.raises(DataError, match=message):
+        ShardSet.open(tmp_path)
+
+
+def test_a_shard_cut_short_after_opening_is_reported_not_crashed_on(tmp_path):
+    shards, _ = build(tmp_path)
+    (tmp_path / "shard-00002.tar").write_bytes(b"short")
+    assert shards.tokens(0, 16).size == 16
+    with pytest.raises(DataError, match=r"shard-00002.tar is damaged: it has 5 bytes"):
+        shards.tokens(16, 17)
+
+
+@pytest.mark.parametrize("member", ["meta.json", "tokens.bin", "docs.bin", "sents.bin", "wstart.bin"])
+def test_a_flipped_bit_is_found_at_first_use_and_its_member_named(tmp_path, member):
+    shards, _ = build(tmp_path)
+    flip_bit(tmp_path / "shard-00002.tar", shards.manifest.shards[2].members[member].offset)
+    reopened = ShardSet.open(tmp_path)
+    assert reopened.tokens(0, 16).size == 16
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"shard-00002.tar is damaged: member 00002.{member} has the hash"):
+            reopened.tokens(10, 20)
+    assert [problem for problem in verify(tmp_path) if member in problem] == verify(tmp_path) != []
+
+
+def test_a_whole_data_set_has_no_problems(tmp_path):
+    build(tmp_path)
+    assert verify(tmp_path) == []
+
+
+def test_verify_sees_what_hashes_of_members_cannot(tmp_path):
+    shards, _ = build(tmp_path)
+    flip_bit(tmp_path / "shard-00000.tar", 0)
+    flip_bit(tmp_path / "shard-00001.tar", shards.manifest.shards[1].members["docs.bin"].offset - 512)
+    (tmp_path / "shard-00009.tar").write_bytes(b"left over")
+    problems = verify(tmp_path)
+    assert len(problems) == 3
+    for name, problem in zip(("00009", "00000", "00001"), problems, strict=True):
+        assert f"shard-{name}.tar" in problem
+
+
+def test_verify_names_ids_beyond_the_vocabulary(tmp_path):
+    entry = write_shard(tmp_path / "a.tar", "a", [document([7, 600, 0])], token_dtype(512))
+    write_manifest(tmp_path, [entry], TokenizerIdentity("ab" * 32, 512, {}), {})
+    assert verify(tmp_path) == [f"shard {tmp_path / 'a.tar'}: token id 600 in a vocabulary of 512"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "", "not a manifest"),
+        (lambda text: text[:200], "not a manifest"),
+        (lambda text: "[1]", "not a manifest"),
+        (lambda text: text.replace('"format": 1', '"format": 2'), "format version 2, this program reads 1"),
+        (lambda text: text.replace('"tokens": 15', '"tokens": "many"'), r"shards\.0\.tokens"),
+        (lambda text: text.replace('"tokens": 15', '"tokens": 16'), "tokens.bin of shard-00000.tar has 30 bytes"),
+        (lambda text: text.replace('"xxh3": "', '"xxh3": "0', 1), "fingerprint"),
+        (lambda text: text.replace('"vocab_size": 512', '"vocab_size": 70000'), "30 bytes instead of 60"),
+        (lambda text: text.replace('"vocab_size": 512', '"vocab_size": 0'), "a vocabulary of 0 ids"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, damage, message):
+    build(tmp_path)
+    path = tmp_path / "manifest.json"
+    text = path.read_text()
+    assert damage(text) != text
+    path.write_text(damage(text))
+    with pytest.raises(DataError, match=message):
+        ShardSet.open(tmp_path)
+    assert len(verify(tmp_path)) == 1
+
+
+def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
+    with pytest.raises(DataError, match=r"no token shards in .*ptm data build"):
+        ShardSet.open(tmp_path / "nowhere")
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    path = tmp_path / "a.tar"
+    write_shard(path, "a", documents_of([5], 99), token_dtype(99))
+    before = path.read_bytes()
+
+    def broken():
+        yield document([1, 2, 0])
+        raise RuntimeError("tokenizer died")
+
+    with pytest.raises(RuntimeError, match="tokenizer died"):
+        write_shard(path, "a", broken(), token_dtype(99))
+    assert [child.name for child in tmp_path.iterdir()] == ["a.tar"]
+    assert path.read_bytes() == before
+
+
+def test_an_unwritable_place_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="cannot write"):
+        write_shard(tmp_path / "file" / "a.tar", "a", documents_of([5], 99), token_dtype(99))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentences", "words"),
+    [
+        ([], [], []),
+        ([1, 0], [], [1, 0]),
+        ([1, 0], [1], [1, 0]),
+        ([1, 0], [0, 2], [1, 0]),
+        ([1, 0], [0, 0], [1, 0]),
+        ([1, 0], [0], [1]),
+    ],
+)
+def test_documents_whose_arrays_do_not_fit_are_refused(tokens, sentences, words):
+    with pytest.raises(ValueError):
+        TokenizedDocument(np.array(tokens, int), np.array(sentences, np.int32), np.array(words, bool))
+
+
+def test_what_a_shard_cannot_hold_is_refused(tmp_path):
+    good = documents_of([5], 99)
+    for key, documents, dtype in [
+        ("a.b", good, "<u2"),
+        ("", good, "<u2"),
+        ("a", [], "<u2"),
+        ("a", good, "<i4"),
+        ("a", [document([65536, 0])], "<u2"),
+        ("a", [document([-1, 0])], "<u4"),
+    ]:
+        with pytest.raises(ValueError):
+            write_shard(tmp_path / "a.tar", key, documents, np.dtype(dtype))
+    entry = write_shard(tmp_path / "a.tar", "a", good, token_dtype(99))
+    identity = TokenizerIdentity("ab" * 32, 99, {})
+    for shards, tokenizer in [
+        ([], identity),
+        ([entry, entry], identity),
+        ([entry], replace(identity, vocab_size=70000)),
+    ]:
+        with pytest.raises(ValueError):
+            write_manifest(tmp_path, shards, tokenizer, {})
+    assert [child.name for child in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_set_in_use_can_be_handed_to_other_processes(tmp_path, method):
+    shards, stream = build(tmp_path)
+    assert shards.tokens(0, 58).size == 58
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(shards.tokens, (3, 50)), stream[3:50])
+
+
+def test_a_pickled_set_holds_no_data(tmp_path):
+    shards, _ = build(tmp_path)
+    before = len(pickle.dumps(shards))
+    shards.tokens(0, 58)
+    assert len(pickle.dumps(shards)) == before
+
+
+def test_more_shards_than_may_be_open_at_once_are_read(tmp_path):
+    shards = write_shards(tmp_path, [[document([number, 0])] for number in range(300)])
+    everything = shards.tokens(0, 600).reshape(300, 2)
+    np.testing.assert_array_equal(everything[:, 0], np.arange(300))
+    np.testing.assert_array_equal(shards.tokens(0, 600).reshape(300, 2), everything)
