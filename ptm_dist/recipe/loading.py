@@ -45,9 +45,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """Every value of a recipe, defaults included, as YAML that :func:`load_recipe` reads back equal."""
     values = recipe.model_dump(mode="json")
-    return yaml.dump(
-        values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
-    )
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _override(text: str) -> Entry:

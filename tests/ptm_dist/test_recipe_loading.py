@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ptm_dist.errors import RecipeError
@@ -221,6 +221,8 @@ def test_deep_nesting_is_refused(recipe_file: Path):
     rate=st.floats(min_value=1e-12, max_value=1e6),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True),
 )
+@example(path="\x85", rate=1e-5, name="1e5")
+@example(path="two\nlines: # \u2028", rate=1.0, name="null")
 def test_a_dumped_recipe_loads_back_equal(tmp_path_factory: pytest.TempPathFactory, path: str, rate: float, name: str):
     folder = tmp_path_factory.getbasetemp()
     recipe = load_recipe(write(folder / "minimal.yaml", MINIMAL))
