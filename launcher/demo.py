@@ -93,7 +93,7 @@ def run_demo(out: Path, fresh: bool, overrides: tuple[str, ...] = ()) -> int:
 
 
 def prepare_data(places: Places) -> None:
-    """Text, tokenizer and token shards, each unless it is there."""
+    """Text, tokenizer and token shards; each command keeps what it made of the same input before."""
     from launcher.commands.data import build, stdlib
     from launcher.commands.tokenizer import train as train_tokenizer
 
@@ -103,10 +103,7 @@ def prepare_data(places: Places) -> None:
         else:
             stdlib(places.corpus)
     with stage(f"2/6 tokenizer: SentencePiece BPE of {_VOCAB_SIZE} ids"):
-        if places.tokenizer.exists():
-            print(f"{places.tokenizer} is there already")
-        else:
-            train_tokenizer([str(places.corpus)], vocab_size=_VOCAB_SIZE, out=places.tokenizer)
+        train_tokenizer([str(places.corpus)], vocab_size=_VOCAB_SIZE, out=places.tokenizer)
     with stage("3/6 token shards"):
         build([str(places.corpus)], places.tokenizer, places.data, workers=_PROCESSES)
 

@@ -151,6 +151,7 @@ def describe(failure: Failure, logs: Path) -> str:
     headline = failure.message if failure.message.startswith(name) else f"{name}: {failure.message}"
     if failure.kind is Kind.COLLATERAL:
         headline += "\nno rank wrote another cause: the network or a machine may have failed"
-    lines = failure.traceback.strip().removesuffix(failure.message).splitlines()[-_TRACEBACK_LINES:]
+    said = failure.traceback.strip().removesuffix(failure.message).splitlines()
+    lines = [line for line in said if line.strip(" ^~")][-_TRACEBACK_LINES:]
     log = logs / f"rank_{failure.rank}.log"
     return "\n".join([headline, *(f"  {line}" for line in lines), f"full log: {log}"])

@@ -17,18 +17,17 @@ _OUTCOME_FILE = "outcome.json"
 def ending(summary: RunSummary) -> str:
     """One line: what was reached, and how to go on."""
     losses = [
-        f"{name} {loss:.4f}"
+        f", {name} {loss:.4f}"
         for name, loss in (("loss", summary.loss), ("validation loss", summary.validation_loss))
         if loss is not None
     ]
-    reached = ", ".join([f"step {summary.step} of {summary.total_steps}", *losses])
-    if summary.stop_reason is None:
-        if summary.start_step == summary.step:
-            return f"nothing to do: {summary.directory} is at {reached}"
-        return f"finished: {reached} ({summary.seconds:.0f} s); everything is in {summary.directory}"
-    if summary.stop_reason.startswith("SIG"):
-        return f"stopped at {reached} by {summary.stop_reason}; the same command continues"
-    return f"stopped at {reached} by {summary.stop_reason}; the same command without it continues"
+    step, results = f"step {summary.step} of {summary.total_steps}", "".join(losses)
+    if summary.stop_reason is not None:
+        same = "the same command" + ("" if summary.stop_reason.startswith("SIG") else " without it")
+        return f"stopped at {step} by {summary.stop_reason}{results}; {same} continues"
+    if summary.start_step == summary.step:
+        return f"nothing to do: {summary.directory} is at {step}{results}"
+    return f"finished: {step}{results} ({summary.seconds:.0f} s); everything is in {summary.directory}"
 
 
 def write_outcome(summary: RunSummary) -> None:

@@ -38,14 +38,14 @@ def list_(
             info.step,
             "-" if info.validation_loss is None else f"{info.validation_loss:.4f}",
             size(_bytes(info)),
-            info.manifest.layout,
             info.manifest.saved_at,
+            info.manifest.layout,
             "best" if lowest is not None and info.step == lowest.step else "",
         )
         for info in found
     ]
     if rows:
-        print_table(["checkpoint", "step", "validation loss", "size", "layout", "saved at", ""], rows)
+        print_table([("checkpoint", "step", "validation loss", "size", "saved at", "layout", ""), *rows])
     else:
         print(f"no complete checkpoint in {folder}")
 
@@ -73,8 +73,8 @@ def show(
         return
     manifest = info.manifest
     print_table(
-        ["checkpoint", str(info.path)],
         [
+            ("checkpoint", str(info.path)),
             ("step", f"{manifest.step:,}"),
             ("samples", f"{manifest.samples:,}"),
             *((name.replace("_", " "), f"{value:.6f}") for name, value in manifest.metrics.items()),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_pipeline.errors import UserError
 from launcher.commands.output import JsonFlag, examples, print_json, size
+
+if TYPE_CHECKING:
+    from data_pipeline.build import BuildProgress
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, check and look at training data.")
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write corpora that need no download.")
@@ -68,8 +72,13 @@ def build(
         validation_fraction=validation_fraction,
         workers=workers,
         overwrite=overwrite,
+        on_progress=_show_progress if sys.stderr.isatty() else None,
     )
-    print_json(summary) if as_json else print(summary)
+    if as_json:
+        print_json(summary)
+        return
+    made = "was there already, made of the same" if summary.reused else f"made in {summary.seconds:.1f} s"
+    print(f"{summary.path}: {made}\n  train       {summary.train}\n  validation  {summary.validation}")
 
 
 @app.command(
@@ -125,6 +134,11 @@ def verify(folder: Shards, as_json: JsonFlag = False) -> None:
     for part in parts:
         shards = ShardSet.open(part)
         print(f"{part}: sound; {shards.num_documents:,} documents, {shards.num_tokens:,} tokens")
+
+
+def _show_progress(progress: BuildProgress) -> None:
+    done = f"{progress.shards} shards, {progress.tokens:,} tokens, {size(progress.text_bytes)} of text"
+    print(f"\r{done}, {progress.seconds:.0f} s ", end="", file=sys.stderr, flush=True)
 
 
 def parse_rank(text: str) -> tuple[int, int]:

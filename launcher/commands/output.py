@@ -26,18 +26,16 @@ def print_json(value: object) -> None:
     print(json_text(value))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(rows: Sequence[Sequence[object]]) -> None:
     """Print rows of values in columns; numbers stand right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    Console(highlight=False, markup=False).print(table)
+    texts = [[str(value) for value in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(*texts, strict=True)]
+    for row, shown in zip(rows, texts, strict=True):
+        cells = [
+            f"{text:>{width}}" if isinstance(value, int | float) else f"{text:<{width}}"
+            for value, text, width in zip(row, shown, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def size(count: float) -> str:

@@ -13,7 +13,7 @@ from launcher.cli import main
 RECIPE = """
 name: tiny
 run_dir: {root}/run
-model: {{vocab_size: 300, hidden_size: 32, num_layers: 2, num_heads: 4, max_positions: 32}}
+model: {{vocab_size: 512, hidden_size: 32, num_layers: 2, num_heads: 4, max_positions: 32}}
 data: {{path: {root}/data, tokenizer: {root}/tokenizer, sequence_length: 32, max_epochs: 4}}
 optimizer: {{learning_rate: 0.01}}
 schedule: {{warmup_steps: 2}}
@@ -73,7 +73,7 @@ def prepared(tmp_path_factory) -> Path:
     documents = whole.read_text().splitlines()[:40]
     (root / "corpus.jsonl").write_text("".join(f"{document}\n" for document in documents))
     corpus = [str(root / "corpus.jsonl")]
-    tokenizer.train(corpus, vocab_size=300, out=root / "tokenizer")
+    tokenizer.train(corpus, vocab_size=512, out=root / "tokenizer")
     data.build(corpus, root / "tokenizer", root / "data", validation_fraction=0.1)
     return root
 

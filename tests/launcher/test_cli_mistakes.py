@@ -27,7 +27,7 @@ def some_shard(workspace):
 
 def test_missing_corpus(ptm, tmp_path):
     missing = tmp_path / "nothing-*.jsonl"
-    check(ptm("tokenizer", "train", "--input", missing, "--vocab-size", 300, "--out", tmp_path / "t"), str(missing))
+    check(ptm("tokenizer", "train", "--input", missing, "--vocab-size", 512, "--out", tmp_path / "t"), str(missing))
     assert not (tmp_path / "t").exists()
 
 
@@ -44,7 +44,7 @@ def test_no_tokenizer_where_the_command_says(ptm, prepared, tmp_path):
 
 def test_shards_of_another_tokenizer(ptm, prepared, workspace):
     other = workspace / "other"
-    made = ptm("tokenizer", "train", "--input", prepared / "corpus.jsonl", "--vocab-size", 290, "--out", other)
+    made = ptm("tokenizer", "train", "--input", prepared / "corpus.jsonl", "--vocab-size", 500, "--out", other)
     assert made.code == 0, made.err
     result = ptm("train", workspace / "recipe.yaml", f"data.tokenizer={other}")
     check(result, "another tokenizer", "data.tokenizer")
@@ -70,7 +70,7 @@ def test_a_flipped_bit_in_a_shard(ptm, workspace, nproc):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("model.vocab_size=200", ("model.vocab_size=200", "300")),
+        ("model.vocab_size=200", ("model.vocab_size=200", "512")),
         ("data.sequence_length=64", ("data.sequence_length=64", "model.max_positions=32")),
         ("layout.tensor_parallel=3", ("layout.tensor_parallel=3",)),
         ("model.num_heads=5", ("model.num_heads=5", "model.hidden_size=32")),
