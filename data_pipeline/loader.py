@@ -7,6 +7,7 @@ a run goes on after any step, on any number of ranks and with any number of work
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,6 +103,7 @@ def training_batches(
         sampler=range(start_step, stop_step),
         num_workers=num_workers,
         prefetch_factor=prefetch_steps if num_workers else None,
+        worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
     )
     return _raise_failures(loader)
@@ -176,6 +178,16 @@ def _batch(samples: Samples, step: int, first_sample: int, indices: NDArray[np.i
         inputs[row] = sample.inputs
         labels[row] = sample.labels
     return StepBatch(step, first_sample, indices, torch.from_numpy(inputs), torch.from_numpy(labels))
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Let this process's parent decide when a run ends.
+
+    Ctrl-C and a batch system signal every process of a job; a worker that died of it would end the step in
+    which its parent still has to write a checkpoint. Workers leave when the parent is done with them or dead.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _raise_failures(loader: DataLoader[StepBatch | _Failure]) -> Iterator[StepBatch]:

@@ -56,7 +56,9 @@ class OpenShard:
             # A plain array over the map: slicing np.memmap itself costs several times more.
             self._bytes: NDArray[np.uint8] = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
         except OSError as error:
-            raise DataError(f"cannot read shard {self._path}: {error.strerror}; check its rights") from error
+            raise DataError(
+                f"cannot read shard {self._path}: {error.strerror}; check its rights and `ulimit -n`"
+            ) from error
         self.tokens: NDArray[np.unsignedinteger] = self.member(fmt.TOKENS).view(dtype)
         self.document_offsets: NDArray[np.int64] = self.member(fmt.DOCUMENTS).view(fmt.DOCUMENT_DTYPE)
         self.sentence_offsets: NDArray[np.int32] = self.member(fmt.SENTENCES).view(fmt.SENTENCE_DTYPE)

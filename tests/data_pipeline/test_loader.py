@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 from itertools import pairwise
 
 import numpy as np
@@ -144,6 +147,21 @@ def test_damaged_data_raise_the_same_plain_message_from_any_process(tmp_path, wo
     assert message.startswith(f"shard {path} is damaged: member 00001.tokens.bin has the hash ")
     assert "\n" not in message
     assert "worker" not in message
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_signals_that_stop_a_job_do_not_stop_its_loader_processes(samples, stop):
+    batches = training_batches(
+        samples, ORDER, global_batch_size=7, start_step=0, stop_step=40, dp_rank=0, dp_size=1, num_workers=2
+    )
+    first = [next(batches) for _ in range(3)]  # both workers have built a step
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, stop)
+    ids = np.concatenate([batch.sample_ids for batch in [*first, *batches]])
+    np.testing.assert_array_equal(ids, ORDER.samples(0, 280))
+    assert multiprocessing.active_children() == []
 
 
 def test_no_steps_give_no_batches(samples):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import resource
 import tarfile
 from dataclasses import replace
 
@@ -292,7 +293,12 @@ def test_a_pickled_set_holds_no_data(tmp_path):
 
 
 def test_more_shards_than_may_be_open_at_once_are_read(tmp_path):
-    shards = write_shards(tmp_path, [[document([number, 0])] for number in range(300)])
-    everything = shards.tokens(0, 600).reshape(300, 2)
-    np.testing.assert_array_equal(everything[:, 0], np.arange(300))
-    np.testing.assert_array_equal(shards.tokens(0, 600).reshape(300, 2), everything)
+    shards = write_shards(tmp_path, [[document([number, 0])] for number in range(400)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (350, hard))
+    try:
+        everything = shards.tokens(0, 800).reshape(400, 2)
+        np.testing.assert_array_equal(everything[:, 0], np.arange(400))
+        np.testing.assert_array_equal(shards.tokens(0, 800).reshape(400, 2), everything)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
