@@ -207,6 +207,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: tokenizer of kind {description['kind']!r}, format {description['format']!r} is not known"
         )
+    if description["special_ids"] != _special_ids():
+        raise DataError(f"{path} is damaged: the special ids must be {_special_ids()}; train or copy it again")
     return description
 
 
@@ -217,20 +219,12 @@ def _special_ids() -> dict[str, int]:
 def _train_model(patterns: Sequence[str], kind: str, vocab_size: int, limit_bytes: int) -> bytes:
     import sentencepiece
 
-    lines = _training_lines(patterns, limit_bytes)
-    first = next(lines, None)
-    if first is None:
-        raise DataError(f"no text in {', '.join(patterns)}; a tokenizer needs some")
-
-    def all_lines() -> Iterator[str]:
-        yield first
-        yield from lines
-
+    lines = _TrainingLines(patterns, limit_bytes)
     model = io.BytesIO()
     special = _special_ids()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=all_lines(),
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type=_KINDS[kind],
             vocab_size=vocab_size,
@@ -252,30 +246,44 @@ def _train_model(patterns: Sequence[str], kind: str, vocab_size: int, limit_byte
             user_defined_symbols=["\n", "\n\n", "\t"],
         )
     except RuntimeError as error:
-        raise _training_error(error, vocab_size) from error
+        raise lines.error or _training_error(error, patterns, vocab_size) from error
     return model.getvalue()
 
 
-def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
+def _training_error(error: RuntimeError, patterns: Sequence[str], vocab_size: int) -> Exception:
     message = str(error)
+    if "!sentences_.empty()" in message:
+        return DataError(f"no text in {', '.join(patterns)}; a tokenizer needs some")
     if largest := re.search(r"too high .* a value <= (\d+)", message):
         return DataError(f"vocab_size={vocab_size} is too large for this text; use at most {largest[1]} or add text")
     if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return DataError(
-            f"vocab_size={vocab_size} is too small for this text's characters; use more than {smallest[1]}"
-        )
+        return DataError(f"vocab_size={vocab_size} is too small for this text's characters; use at least {smallest[1]}")
     return error
 
 
-def _training_lines(patterns: Sequence[str], limit_bytes: int) -> Iterator[str]:
-    keep = _kept_fraction(patterns, limit_bytes)
-    for document in read_documents(patterns):
-        if keep < 1 and _content_fraction(document.text) >= keep:
-            continue
-        # Line ends are ids of their own and spaces may not be glued to text: the marker would be taken for a space.
-        for line in re.split(f"[\n{SPACE_MARKER}]", document.text):
-            for begin in range(0, len(line), _LONGEST_LINE):
-                yield line[begin : begin + _LONGEST_LINE]
+class _TrainingLines:
+    """The lines to learn from, and the reading error that SentencePiece turns into one of its own."""
+
+    def __init__(self, patterns: Sequence[str], limit_bytes: int) -> None:
+        self.error: DataError | None = None
+        self._patterns = patterns
+        self._keep = _kept_fraction(patterns, limit_bytes)
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for document in read_documents(self._patterns):
+                if self._keep >= 1 or _content_fraction(document.text) < self._keep:
+                    yield from _lines_of(document.text)
+        except DataError as error:
+            self.error = error
+            raise
+
+
+def _lines_of(text: str) -> Iterator[str]:
+    # Line ends are ids of their own; the marker of spaces would be taken for a space.
+    for line in re.split(f"[\n{SPACE_MARKER}]", text):
+        for begin in range(0, len(line), _LONGEST_LINE):
+            yield line[begin : begin + _LONGEST_LINE]
 
 
 def _kept_fraction(patterns: Sequence[str], limit_bytes: int) -> float:

@@ -51,6 +51,8 @@ class PieceTable:
         self.lengths = np.zeros(len(pieces), dtype=np.int64)
         self._opens = np.ones(len(pieces), dtype=np.bool_)
         self._closes = np.ones(len(pieces), dtype=np.bool_)
+        # First bytes of characters of three and of four bytes: a word begins that many tokens later.
+        self._leads = {span: np.array([_leads(piece, span) for piece in pieces]) for span in (3, 4)}
         for token, piece in enumerate(pieces):
             if token not in special_ids:
                 self.lengths[token], self._opens[token], self._closes[token] = _describe(piece)
@@ -63,8 +65,16 @@ class PieceTable:
         """
         starts = self._opens[ids]
         starts[1:] |= self._closes[ids[:-1]]
+        for span, leads in self._leads.items():
+            starts[span:] |= leads[ids[:-span]]
         starts[:1] = True
         return starts
+
+
+def _leads(piece: str, span: int) -> bool:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    first, last = {3: (0xE0, 0xEF), 4: (0xF0, 0xF7)}[span]
+    return byte is not None and first <= int(byte[1], 16) <= last
 
 
 def _describe(piece: str) -> tuple[int, bool, bool]:
