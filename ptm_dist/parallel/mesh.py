@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +87,3 @@ def build_mesh(layout: ResolvedLayout, device: torch.device) -> RankMesh:
         data=data,
         data_mesh=mesh["replicate", "shard"],
     )
-
-
-def local_device(kind: str) -> torch.device:
-    """The device of this process: ``cpu``, or the CUDA device of its local rank; `kind` as in launch.device."""
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
