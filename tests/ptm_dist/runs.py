@@ -18,11 +18,14 @@ from ptm_dist.recipe.schema import Recipe
 from ptm_dist.training.metrics import read_rows
 from ptm_dist.training.run import RunSummary, run
 from ptm_dist.training.world import World
-from tests import distributed as _distributed  # noqa: F401
+from tests import distributed  # noqa: F401  its list of preloaded modules comes first
 
 VOCAB = 67
-# The server that tests.distributed has told to import torch.
 _context = multiprocessing.get_context("forkserver")
+# The server of tests.distributed, which must know this module too for runs to start in a blink.
+_context.set_forkserver_preload(
+    ["torch", "torch.distributed.fsdp", "ptm_dist.engines", "tests.distributed", "tests.ptm_dist.runs"]
+)
 
 
 def write_data(path: Path, seed: int = 0, tokenizer: TokenizerIdentity | None = None) -> Path:
