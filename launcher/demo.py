@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from ptm_dist.errors import RunDirectoryError
 
 if TYPE_CHECKING:
     from launcher.loss_plot import Curves
@@ -135,7 +136,10 @@ def train_part(recipe: Recipe, part: int) -> int:
         if done >= end:
             print(f"{recipe.directory} is at step {done} already")
             return 0
-        return run_recipe(recipe, _PROCESSES)
+        try:
+            return run_recipe(recipe, _PROCESSES)
+        except RunDirectoryError as error:
+            raise RunDirectoryError(f"{error}; `ptm demo --fresh` begins anew") from None
 
 
 def steps_done(recipe: Recipe) -> int:
