@@ -55,6 +55,16 @@ def test_wrong_usage_ends_with_2(ptm, arguments):
     assert "Traceback" not in result.err
 
 
+def test_an_interrupt_outside_a_run_ends_with_130(ptm, workspace, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ptm_dist.recipe.loading.load_recipe", interrupted)
+    result = ptm("train", workspace / "recipe.yaml")
+    assert result.code == 130
+    assert "Traceback" not in result.err
+
+
 def test_print_config_is_a_recipe_that_loads_to_the_same(ptm, workspace):
     recipe = workspace / "recipe.yaml"
     first = ptm("train", recipe, "--print-config", "optimizer.learning_rate=0.5")
