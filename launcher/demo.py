@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RECIPE = Path("configs/demo/gpt.yaml")
 _PROCESSES = 2
 _VOCAB_SIZE = 4096
+_VALIDATION_FRACTION = 0.05
 _FIRST_LAYOUT = ("layout.zero_stage=3",)
 _SECOND_LAYOUT = ("layout.tensor_parallel=2", "layout.sequence_parallel=true")
 _PROMPT = "Return the"
@@ -106,7 +107,8 @@ def prepare_data(places: Places) -> None:
     with stage(f"2/6 tokenizer: SentencePiece BPE of {_VOCAB_SIZE} ids"):
         train_tokenizer([str(places.corpus)], vocab_size=_VOCAB_SIZE, out=places.tokenizer)
     with stage("3/6 token shards"):
-        build([str(places.corpus)], places.tokenizer, places.data, workers=_PROCESSES)
+        inputs = [str(places.corpus)]
+        build(inputs, places.tokenizer, places.data, workers=_PROCESSES, validation_fraction=_VALIDATION_FRACTION)
 
 
 def demo_recipe(places: Places, overrides: tuple[str, ...]) -> Recipe:
