@@ -103,6 +103,8 @@ def training_batches(
         sampler=range(start_step, stop_step),
         num_workers=num_workers,
         prefetch_factor=prefetch_steps if num_workers else None,
+        # Forked workers die with a killed rank; those of a fork server, Python 3.14's default, live on.
+        multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
     )

@@ -196,6 +196,8 @@ class LaunchSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is a device."""
+    deterministic: bool = True
+    """Choose algorithms that give the same bits each time, which a bit-exact resume needs; costs speed on CUDA."""
     max_restarts: NonNegativeInt = 0
     """Times that `ptm train --nproc` restarts failed workers."""
     stop_at_step: PositiveInt | None = None

@@ -98,7 +98,8 @@ def run(recipe: Recipe, world: World) -> RunSummary:
     """
     started = time.monotonic()
     device = choose_device(recipe.launch.device, world.local_rank)
-    make_deterministic()
+    if recipe.launch.deterministic:
+        make_deterministic()
     with stop_signals() as flag, process_group(world, device) as control:
         directory = RunDirectory(recipe.directory)
         control.from_first(lambda: directory.prepare(recipe))

@@ -142,5 +142,5 @@ def _refuse_divergence(step: int, result: StepResult) -> None:
     raise DivergenceError(
         f"step {step}: the loss is {result.loss} and the gradient norm {result.grad_norm}; nothing of this step "
         "was saved: lower optimizer.learning_rate, lengthen schedule.warmup_steps, or look at the samples of this "
-        f"step with `ptm data show --step {step - 1}`"
+        f"step with `ptm data show --step {step}`"
     )
