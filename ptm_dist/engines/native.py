@@ -68,7 +68,9 @@ class NativeEngine:
         clip(gradients, norm, self.clip_norm)
         self.optimizer.step(gradients, learning_rate)
         self.model.zero_gradients()
-        return StepResult(loss.item(), norm.item(), int(targets.item()))
+        # One wait for the device, after everything was given to it.
+        loss_value, norm_value, target_count = torch.stack([loss, norm.double(), targets.double()]).tolist()
+        return StepResult(loss_value, norm_value, int(target_count))
 
     def accumulate(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Gradient of the mean loss over the global batch, left in the model.

@@ -109,6 +109,16 @@ def test_a_run_directory_that_cannot_be_written(ptm, workspace):
     check(result, "file/run")
 
 
+@pytest.mark.parametrize("nproc", [None, 2])
+def test_a_disk_that_fills_up_while_saving(ptm, workspace, small_disk, nproc):
+    processes = () if nproc is None else ("--nproc", nproc)
+    command = ("train", workspace / "recipe.yaml", *processes, f"run_dir={small_disk}")
+    check(ptm(*command), f"the disk of {small_disk / 'checkpoints'} is full", "earlier checkpoints are untouched")
+    kept = ptm("checkpoint", "list", small_disk, "--json").json
+    assert [entry["step"] for entry in kept] == [3]
+    assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["step-00000003"]
+
+
 def test_nothing_to_generate_from(ptm, tmp_path):
     check(ptm("generate", "--checkpoint", tmp_path), "no checkpoint")
     check(ptm("checkpoint", "list", tmp_path / "no"), "no such run directory")

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -206,17 +205,6 @@ def test_a_file_that_may_not_grow_ends_in_one_message_and_leaves_no_trace(tmp_pa
     process.join()
     assert "cannot write a checkpoint to" in (tmp_path / "message").read_text()
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_full_disk_ends_in_one_message_and_leaves_the_checkpoint_before(small_disk):

@@ -90,7 +90,7 @@ def test_a_step_that_is_no_number_is_named_and_no_callback_sees_it(loss, norm):
     trainer = trainer_of(engine, diary)
     trainer.run(batches(0, 6))
     engine.norm = norm
-    with pytest.raises(DivergenceError, match=r"step 7: .*--step 6"):
+    with pytest.raises(DivergenceError, match=r"step 7: .*--step 7"):
         trainer.run(batches(6, 12))
     assert not any(line.startswith("7 ") for line in diary.lines)
 
