@@ -109,3 +109,9 @@ def test_compiled_blocks_compute_the_same(world, layout):
     eager = run_distributed(compiled_losses, world, Cell(HARD, world, layout))[0]
     compiled = run_distributed(compiled_losses, world, Cell(HARD, world, {**layout, "compile": True}))[0]
     assert compiled == pytest.approx(eager, rel=1e-12)
+
+
+@pytest.mark.parametrize(("asked", "count", "size"), [(64, 1, 12), (12, 1, 12), (8, 2, 6), (5, 3, 4), (1, 12, 1)])
+def test_micro_batches_are_at_most_as_large_as_asked_and_as_even_as_can_be(asked, count, size):
+    engine = build(Cell(HARD, 1, {"micro_batch_size": asked}))
+    assert (engine.micro_batches, engine.micro_batch_size) == (count, size)
