@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test check bench gpu-test gpu-bench venv clean
+.PHONY: train test check parity bench gpu-test gpu-bench venv clean
 .DEFAULT_GOAL := train
 
 train: venv  ## From raw text to a trained model: about 3 minutes on 2 cores after the installation.
@@ -22,13 +22,19 @@ check: venv  ## Lint, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 3 minutes on 2 cores.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
+
 bench: venv  ## Speed of this machine.
 	$(BIN)/python -m benchmarks.run
 
 gpu-test: venv  ## Parity of CUDA against CPU.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
-gpu-bench: venv  ## GPT-2 on this machine's GPUs.
+gpu-parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 3 minutes on 2 cores.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
+
+bench: venv  ## GPT-2 on this machine's GPUs.
 	$(BIN)/python -m benchmarks.gpu
 
 venv: $(INSTALLED)
