@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync_path(path.parent)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _publish(temporary, path, overwrite)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _sync(path.parent)
+        sync_path(path.parent)
 
 
 @contextmanager
@@ -122,11 +122,12 @@ def _is_alive(process_id: int) -> bool:
 def _sync_tree(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
+            sync_path(Path(parent, name))
+        sync_path(Path(parent))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Put a file, or a folder's names after a rename, on disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,6 +6,8 @@ import os
 import uuid
 from pathlib import Path
 
+from data_pipeline.atomic import sync_path
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace or create a text file: written beside it, flushed to disk, renamed."""
@@ -15,13 +17,4 @@ def write_atomically(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     unfinished.rename(path)
-    fsync_directory(path.parent)
-
-
-def fsync_directory(path: Path) -> None:
-    """Make renames in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(path.parent)

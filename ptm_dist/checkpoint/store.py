@@ -21,7 +21,8 @@ from typing import Any
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ptm_dist.checkpoint.files import fsync_directory, write_atomically
+from data_pipeline.atomic import sync_path
+from ptm_dist.checkpoint.files import write_atomically
 from ptm_dist.checkpoint.state import METADATA_FILE, load_state, save_state
 from ptm_dist.errors import CheckpointError
 from ptm_dist.parallel.control import ControlGroup
@@ -185,7 +186,7 @@ def remove(path: Path) -> None:
     """Delete a checkpoint; half deleted, it no longer has the name of one."""
     trash = path.with_name(f"{TRASH_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     path.rename(trash)
-    fsync_directory(path.parent)
+    sync_path(path.parent)
     shutil.rmtree(trash)
 
 
@@ -288,7 +289,7 @@ class CheckpointStore:
         with self._disk_errors():
             write_atomically(unfinished / MANIFEST_FILE, json.dumps(manifest.model_dump(mode="json"), indent=1))
             unfinished.rename(final)
-            fsync_directory(final.parent)
+            sync_path(final.parent)
         return CheckpointInfo(final, manifest)
 
     def _own_problem(self, path: Path) -> str | None:

@@ -58,9 +58,10 @@ class ConsoleSink:
             self._status.update(escape(line))
 
     def _line(self, row: Row) -> str:
+        # What matters most comes first: a narrow terminal cuts the end.
         remaining = timedelta(seconds=math.ceil((self._total_steps - row["step"]) * row["step_seconds"]))
         return (
-            f"step {row['step']}/{self._total_steps} | loss {row['loss']:.4f}{self._validation} | "
-            f"grad {row['grad_norm']:.3f} | lr {row['learning_rate']:.2e} | "
-            f"{row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu_full']:.1%} | {remaining} left"
+            f"step {row['step']}/{self._total_steps} | {remaining} left | loss {row['loss']:.4f}{self._validation} | "
+            f"{row['tokens_per_second']:,.0f} tokens/s | MFU {row['mfu_full']:.1%} | "
+            f"grad {row['grad_norm']:.3f} | lr {row['learning_rate']:.2e}"
         )
