@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.parity.cells import Cell, Problem
 from tests.parity.table import (
     FP32_TOLERANCE,
     FP64_TOLERANCE,
@@ -30,3 +31,17 @@ def test_products_of_layouts_and_uneven_batches_equal_plain_training():
 def test_single_precision_stays_close():
     for name, cell, errors in measure(single_precision()):
         assert errors.worst() < FP32_TOLERANCE, (name, cell, errors)
+
+
+def test_ranks_with_no_share_of_the_vocabulary_or_of_the_batch_take_part():
+    tiny_vocabulary = Problem(vocab_size=5, steps=3)
+    tiny_batch = Problem(global_batch=2, steps=3)
+    cells = [
+        ("TP 4", Cell(tiny_vocabulary, 4, {"tensor_parallel": 4})),
+        ("TP 4 + SP", Cell(tiny_vocabulary, 4, {"tensor_parallel": 4, "sequence_parallel": True})),
+        ("DP 4", Cell(tiny_batch, 4, {})),
+        ("ZeRO-2 x4", Cell(tiny_batch, 4, {"zero_stage": 2})),
+        ("ZeRO-3 x4", Cell(tiny_batch, 4, {"zero_stage": 3, "recompute": "full"})),
+    ]
+    for name, cell, errors in measure(cells):
+        assert errors.worst() < FP64_TOLERANCE, (name, cell, errors)
