@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,11 @@ def launch(recipe: Recipe, nproc: int) -> int:
     remove_failures(directory.logs)
     launch_file = directory.logs / _LAUNCH_FILE
     write_atomically(launch_file, dump_recipe(recipe))
-    failure = run_workers(launch_file, nproc, recipe.launch.max_restarts)
+
+    def note(failure: Failure, left: int) -> None:
+        directory.event("restart", rank=failure.rank, cause=failure.message, restarts_left=left)
+
+    failure = run_workers(launch_file, nproc, recipe.launch.max_restarts, note=note)
     if failure is None:
         return 0
     if failure.kind is Kind.USER:
@@ -45,8 +49,21 @@ def launch(recipe: Recipe, nproc: int) -> int:
     return 1
 
 
-def run_workers(launch_file: Path, nproc: int, max_restarts: int, module: str = "launcher.worker") -> Failure | None:
+def run_workers(
+    launch_file: Path,
+    nproc: int,
+    max_restarts: int,
+    module: str = "launcher.worker",
+    note: Callable[[Failure, int], None] = lambda failure, left: None,
+) -> Failure | None:
     """Run `python -m module launch_file` as `nproc` ranks; failures are looked for beside the file.
+
+    Args:
+        launch_file: the one argument of the module.
+        nproc: ranks.
+        max_restarts: how often all ranks start again after a failure.
+        module: what each rank runs.
+        note: told the cause of each restart and how many are left.
 
     Returns: why the last attempt failed, or None if it did not.
     """
@@ -56,6 +73,7 @@ def run_workers(launch_file: Path, nproc: int, max_restarts: int, module: str = 
 
     def on_restart(failure: Failure, left: int) -> None:
         print(f"restarting all ranks ({left} more allowed) after: {describe(failure, logs)}", file=sys.stderr)
+        note(failure, left)
         remove_failures(logs)
 
     silence_elastic()

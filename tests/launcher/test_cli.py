@@ -134,6 +134,41 @@ def test_local_processes_and_torchrun_compute_the_same_losses_as_a_single_proces
         assert losses(workspace / run) == pytest.approx(expected, abs=1e-4)
 
 
+def wait_until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_rank_is_restarted_and_the_run_ends_as_if_undisturbed(ptm, workspace):
+    recipe, run, calm = workspace / "recipe.yaml", workspace / "run", workspace / "calm"
+    steps = ("training.steps=200", "data.max_epochs=1000", "checkpoint.every=10", "layout.zero_stage=3")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "train", str(recipe), "--nproc", "2", *steps, "launch.max_restarts=1"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: (run / "checkpoints").is_dir() and any((run / "checkpoints").glob("step-*")))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "restarting all ranks (0 more allowed) after: rank" in err
+    assert "was killed by SIGKILL" in err
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    lives = [event for event in events if event["event"] in ("start", "restart", "finish")]
+    assert [event["event"] for event in lives] == ["start", "restart", "start", "finish"]
+    assert lives[2]["step"] in range(10, 200, 10)
+    undisturbed = ptm("train", recipe, "--nproc", 2, *steps, f"run_dir={calm}")
+    assert undisturbed.code == 0, undisturbed.err
+    assert losses(run) == losses(calm)
+    assert len(losses(run)) == 200
+
+
 def test_ctrl_c_checkpoints_and_the_same_command_continues(ptm, workspace):
     recipe, run = workspace / "recipe.yaml", workspace / "run"
     steps = ("training.steps=100000", "data.max_epochs=100000", "evaluation.every=0", "checkpoint.every=0")
@@ -145,10 +180,7 @@ def test_ctrl_c_checkpoints_and_the_same_command_continues(ptm, workspace):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not ((run / "metrics.jsonl").exists() and losses(run)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: (run / "metrics.jsonl").exists() and losses(run))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
