@@ -162,7 +162,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_as_if_undisturbed(ptm, work
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     lives = [event for event in events if event["event"] in ("start", "restart", "finish")]
     assert [event["event"] for event in lives] == ["start", "restart", "start", "finish"]
-    assert lives[2]["step"] in range(10, 200, 10)
+    assert 0 < lives[2]["step"] < 200
     undisturbed = ptm("train", recipe, "--nproc", 2, *steps, f"run_dir={calm}")
     assert undisturbed.code == 0, undisturbed.err
     assert losses(run) == losses(calm)
