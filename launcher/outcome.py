@@ -49,7 +49,9 @@ def json_text(value: object) -> str:
 
 
 def _path(directory: Path) -> Path:
-    return directory / "logs" / _OUTCOME_FILE
+    from ptm_dist.training.run_directory import RunDirectory
+
+    return RunDirectory(directory).logs / _OUTCOME_FILE
 
 
 def _plain(value: Any) -> Any:

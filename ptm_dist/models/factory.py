@@ -13,7 +13,7 @@ def model_spec(section: ModelSection) -> ModelSpec:
         block=BlockSpec(
             hidden_size=section.hidden_size,
             num_heads=section.num_heads,
-            ffn_hidden_size=section.ffn_hidden_size or 4 * section.hidden_size,
+            ffn_hidden_size=section.ffn_width,
             activation=Activation(section.activation),
             norm_position=NormPosition.PRE,
             layer_norm_eps=section.layer_norm_eps,

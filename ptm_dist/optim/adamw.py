@@ -42,8 +42,9 @@ class AdamW:
         self.eps = eps
         self.weight_decay = weight_decay
         self.steps_done = 0
-        self.exp_avg = {name: torch.zeros_like(p) for name, p in parameters().items()}
-        self.exp_avg_sq = {name: torch.zeros_like(p) for name, p in parameters().items()}
+        shards = parameters()
+        self.exp_avg = {name: torch.zeros_like(shard) for name, shard in shards.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(shard) for name, shard in shards.items()}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
@@ -21,11 +22,13 @@ def global_norm(gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[b
     sample = next(iter(gradients.values()))
     dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
     squares = torch.zeros(2, 2, dtype=dtype, device=sample.device)
-    for split in ((False, False), (False, True), (True, False), (True, True)):
-        boxes = [g for name, g in gradients.items() if owners(name) == split and g.numel()]
-        if boxes:
-            norms = torch.stack(torch._foreach_norm(boxes, dtype=dtype))
-            squares[int(split[0]), int(split[1])] = norms.square().sum()
+    by_split: dict[tuple[bool, bool], list[Tensor]] = defaultdict(list)
+    for name, gradient in gradients.items():
+        if gradient.numel():
+            by_split[owners(name)].append(gradient)
+    for (between_tensor_ranks, between_zero_ranks), boxes in by_split.items():
+        norms = torch.stack(torch._foreach_norm(boxes, dtype=dtype))
+        squares[int(between_tensor_ranks), int(between_zero_ranks)] = norms.square().sum()
     between_tensor, between_shards = squares[1], squares[:, 1]
     mesh.tensor.sum(between_tensor)
     between_shards.copy_(mesh.shard.sum(between_shards.contiguous()))

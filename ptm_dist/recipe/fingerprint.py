@@ -48,7 +48,7 @@ def _learnt(recipe: Recipe) -> Values:
             "training": True,
         },
     )
-    learnt["model"]["ffn_hidden_size"] = recipe.model.ffn_hidden_size or 4 * recipe.model.hidden_size
+    learnt["model"]["ffn_hidden_size"] = recipe.model.ffn_width
     learnt["schedule"]["decay_steps"] = recipe.schedule.decay_steps or recipe.training.steps
     return learnt
 

@@ -69,6 +69,11 @@ class ModelSection(Section):
     position_initializer_std: PositiveFloat = 0.01
     """Standard deviation of initial position embeddings."""
 
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward layer, default filled in."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
 
 class DataSection(Section):
     """Token shards and how samples are cut from them."""

@@ -33,7 +33,7 @@ def flops_per_token(model: ModelSection, sequence_length: int) -> TokenFlops:
     The backward pass of a matrix product is two such products, so training is three times the forward pass.
     """
     hidden = model.hidden_size
-    ffn = model.ffn_hidden_size or 4 * hidden
+    ffn = model.ffn_width
     weights = model.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) + hidden * model.vocab_size
     scores = model.num_layers * 2 * sequence_length * hidden
     return TokenFlops(full=3 * 2 * (weights + scores), causal=3 * (2 * weights + scores))

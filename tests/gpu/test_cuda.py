@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptm_dist.engines.native import NativeEngine
-from ptm_dist.recipe.layout import resolve_layout
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, slice_batch
 from tests.parity.table import LAYOUTS, matrix, measure
@@ -27,8 +25,7 @@ def test_cuda_equals_plain_training_on_cpu_in_double_precision(name):
 
 
 def bfloat16_losses(cell: Cell) -> list[float]:
-    recipe = cell.recipe()
-    engine = NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device("cuda"))
+    engine = cell.engine("cuda")
     batch = slice_batch(cell.problem, 0, engine)
     return [engine.step(batch, LEARNING_RATE).loss for _ in range(20)]
 

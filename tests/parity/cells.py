@@ -79,6 +79,11 @@ class Cell:
             }
         )
 
+    def engine(self, device: str = "cpu") -> NativeEngine:
+        """This process's engine; all ranks of the group take part."""
+        recipe = self.recipe()
+        return NativeEngine(recipe, resolve_layout(recipe.layout, self.world_size), torch.device(device))
+
 
 @dataclass
 class Trace:
@@ -185,8 +190,7 @@ def slice_batch(problem: Problem, step: int, engine: NativeEngine) -> StepBatch:
 
 def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
     """The same training on this group of processes."""
-    recipe = cell.recipe()
-    engine = NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device(device))
+    engine = cell.engine(device)
     weights = initial_weights(cell.problem)
     for name, shard in engine.model.shards().items():
         shard.local.copy_(shard.cut(weights[name]))

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from ptm_dist.checkpoint.state import load_state, save_state
-from ptm_dist.engines.native import NativeEngine
 from ptm_dist.parallel.control import control_group
-from ptm_dist.recipe.layout import resolve_layout
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, gather, slice_batch
 from tests.parity.table import EXTRA_LAYOUTS, LAYOUTS
@@ -21,13 +19,8 @@ EVERY_LAYOUT = {**LAYOUTS, **EXTRA_LAYOUTS}
 SAVED_AT = ["one process", "ZeRO-3 x3", "HSDP 2x2 (ZeRO-3)", "ZeRO-3 x2, TP 2 + SP"]
 
 
-def build(cell: Cell) -> NativeEngine:
-    recipe = cell.recipe()
-    return NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device("cpu"))
-
-
 def train_and_save(cell: Cell, directory: Path) -> dict[str, torch.Tensor]:
-    engine = build(cell)
+    engine = cell.engine()
     for step in range(2):
         engine.step(slice_batch(cell.problem, step, engine), LEARNING_RATE)
     save_state(engine.state(), directory, control_group())
@@ -37,7 +30,7 @@ def train_and_save(cell: Cell, directory: Path) -> dict[str, torch.Tensor]:
 def load_at(cells: list[Cell], directory: Path) -> list[dict[str, torch.Tensor]]:
     states = []
     for cell in cells:
-        engine = build(cell)
+        engine = cell.engine()
         load_state(engine.state(), directory, control_group())
         states.append(gather(engine.state()))
     return states

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ptm_dist.engines.native import NativeEngine
-from ptm_dist.recipe.layout import resolve_layout
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, gather, slice_batch
 
@@ -23,13 +21,8 @@ LAYOUTS = [
 ]
 
 
-def build(cell: Cell) -> NativeEngine:
-    recipe = cell.recipe()
-    return NativeEngine(recipe, resolve_layout(recipe.layout, cell.world_size), torch.device("cpu"))
-
-
 def initial_state(cell: Cell) -> dict[str, torch.Tensor]:
-    return gather(build(cell).state())
+    return gather(cell.engine().state())
 
 
 def test_initial_state_is_bitwise_the_same_at_every_layout():
@@ -48,7 +41,7 @@ def test_another_seed_gives_other_weights_and_names_differ_from_each_other():
 
 
 def bfloat16_losses(cell: Cell) -> list[float]:
-    engine = build(cell)
+    engine = cell.engine()
     batch = slice_batch(cell.problem, 0, engine)
     return [engine.step(batch, LEARNING_RATE).loss for _ in range(8)]
 
@@ -65,7 +58,7 @@ def test_bfloat16_learns_and_stays_near_single_precision_at_every_layout():
 
 
 def dtypes_and_sizes(cell: Cell) -> tuple[set[torch.dtype], int, int]:
-    engine = build(cell)
+    engine = cell.engine()
     engine.step(slice_batch(cell.problem, 0, engine), LEARNING_RATE)
     state = engine.state()
     weights = sum(shard.local.numel() for name, shard in state.items() if name.startswith("model."))
@@ -93,7 +86,7 @@ def test_each_rank_holds_its_share_of_weights_and_moments():
 
 
 def compiled_losses(cell: Cell) -> list[float]:
-    engine = build(cell)
+    engine = cell.engine()
     return [engine.step(slice_batch(cell.problem, step, engine), LEARNING_RATE).loss for step in range(2)]
 
 
@@ -113,5 +106,5 @@ def test_compiled_blocks_compute_the_same(world, layout):
 
 @pytest.mark.parametrize(("asked", "count", "size"), [(64, 1, 12), (12, 1, 12), (8, 2, 6), (5, 3, 4), (1, 12, 1)])
 def test_micro_batches_are_at_most_as_large_as_asked_and_as_even_as_can_be(asked, count, size):
-    engine = build(Cell(HARD, 1, {"micro_batch_size": asked}))
+    engine = Cell(HARD, 1, {"micro_batch_size": asked}).engine()
     assert (engine.micro_batches, engine.micro_batch_size) == (count, size)
