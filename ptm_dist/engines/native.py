@@ -46,10 +46,7 @@ class NativeEngine:
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
         self.vocab_size = recipe.model.vocab_size
         self.clip_norm = recipe.optimizer.clip_norm
-        largest_slice = -(-recipe.training.global_batch_size // self.dp_size)
-        self.micro_batches = -(-largest_slice // layout.micro_batch_size)
-        # As even as can be: what fills up a micro-batch is computed for nothing.
-        self.micro_batch_size = -(-largest_slice // self.micro_batches)
+        self.micro_batches, self.micro_batch_size = layout.micro_batches(recipe.training.global_batch_size)
         with torch.device("meta"):
             model = build_model(recipe.model)
         self.model = ParallelModel(model, model_spec(recipe.model), layout, self.mesh, numbers, device)

@@ -37,6 +37,15 @@ class ResolvedLayout:
     recompute: Recompute
     compile: bool
 
+    def micro_batches(self, global_batch_size: int) -> tuple[int, int]:
+        """How many micro-batches a step has on every rank, and how many samples each.
+
+        At most `micro_batch_size` and as even as can be: what fills up a micro-batch is computed for nothing.
+        """
+        largest_slice = -(-global_batch_size // self.data_parallel)
+        count = -(-largest_slice // self.micro_batch_size)
+        return count, -(-largest_slice // count)
+
     def describe(self) -> str:
         """In words, such as `ZeRO-3 x2, tensor parallel 2 (sequence parallel)`."""
         parts = []

@@ -131,9 +131,14 @@ def _gradients(tensor_local: Shapes, local: int, recipe: Recipe, layout: Resolve
         return local * master
     rest, layers = _group_sizes(tensor_local)
     at_work = (rest + max(layers)) * _COMPUTE_BYTES[recipe.training.precision]
-    slice_size = -(-recipe.training.global_batch_size // layout.data_parallel)
-    keeps_whole = layout.zero_stage <= 1 and slice_size > layout.micro_batch_size
+    micro_batches, _ = layout.micro_batches(recipe.training.global_batch_size)
+    keeps_whole = layout.zero_stage <= 1 and micro_batches > 1
     return (rest + sum(layers) if keeps_whole else local) * master + at_work
+
+
+def _micro_batch_tokens(recipe: Recipe, layout: ResolvedLayout) -> int:
+    _, samples = layout.micro_batches(recipe.training.global_batch_size)
+    return samples * recipe.data.sequence_length
 
 
 def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
@@ -148,10 +153,10 @@ def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
     """
     model, tensor = recipe.model, layout.tensor_parallel
     hidden = model.hidden_size
-    ffn = -(-(model.ffn_hidden_size or 4 * hidden) // tensor)
+    ffn = -(-model.ffn_width // tensor)
     compute = _COMPUTE_BYTES[recipe.training.precision]
     wide = _MASTER_BYTES[recipe.training.precision]
-    tokens = layout.micro_batch_size * recipe.data.sequence_length
+    tokens = _micro_batch_tokens(recipe, layout)
     positions = tokens // tensor if layout.sequence_parallel else tokens
     stream = positions * hidden * compute
     statistics = positions * 2 * wide
@@ -166,7 +171,7 @@ def _activations(recipe: Recipe, layout: ResolvedLayout) -> int:
 def _logits(recipe: Recipe, layout: ResolvedLayout) -> int:
     """Head output in the step's format, a float32 copy where that is narrower, probabilities, their gradient."""
     columns = -(-recipe.model.vocab_size // layout.tensor_parallel)
-    tokens = layout.micro_batch_size * recipe.data.sequence_length
+    tokens = _micro_batch_tokens(recipe, layout)
     compute = _COMPUTE_BYTES[recipe.training.precision]
     wide = max(compute, 4)
     copy = wide if compute < wide else 0
