@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline.loader import slice_of
 from data_pipeline.order import SampleOrder
+from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import Samples
 
 
@@ -34,7 +35,7 @@ def show_step(
     order: SampleOrder,
     *,
     step: int,
-    global_batch_size: int,
+    sizes: BatchSizes,
     dp_rank: int,
     dp_size: int,
     decode: Callable[[list[int]], str],
@@ -45,21 +46,20 @@ def show_step(
         samples: the training set.
         order: which sample each counter of the run reads.
         step: from 0.
-        global_batch_size: samples of a step over all ranks.
+        sizes: samples of each step over all ranks.
         dp_rank: the rank among those that read different data.
         dp_size: how many of them there are.
         decode: token ids to text.
 
     Raises:
         DataError: a shard is missing or damaged.
-        ValueError: a negative step, an empty batch, or a rank that is not one of `dp_size`.
+        ValueError: a negative step, or a rank that is not one of `dp_size`.
     """
-    if step < 0 or global_batch_size < 1:
-        raise ValueError(f"step {step} of {global_batch_size} samples")
-    begin, end = (step * global_batch_size + row for row in slice_of(global_batch_size, dp_rank, dp_size))
+    first = sizes.first_sample(step)
+    begin, end = (first + row for row in slice_of(sizes.size(step), dp_rank, dp_size))
     shown = []
     for counter, index in zip(range(begin, end), order.samples(begin, end).tolist(), strict=True):
-        sample = samples.sample(index)
+        sample = samples.sample(index, order.epoch(counter))
         starts = sample.document_starts.tolist()
         shown.append(ShownSample(counter, index, order.epoch(counter), starts, decode(sample.inputs.tolist())))
     return shown

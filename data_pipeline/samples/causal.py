@@ -48,8 +48,8 @@ class CausalSamples:
     def __len__(self) -> int:
         return self._count
 
-    def sample(self, index: int) -> Sample:
-        """Window `index`, from 0.
+    def sample(self, index: int, epoch: int) -> Sample:
+        """Window `index`, from 0; the same in every epoch.
 
         Raises:
             IndexError: there is no such window.
@@ -66,4 +66,5 @@ class CausalSamples:
         inputs[: tokens.size - 1] = tokens[:-1]
         labels[: tokens.size - 1] = tokens[1:]
         starts = self._shards.document_starts(begin, end - 1) - begin
-        return Sample(inputs, labels, starts)
+        segments = np.zeros(length, dtype=np.int64)
+        return Sample(inputs, labels, starts, length, segments, IGNORE_INDEX)

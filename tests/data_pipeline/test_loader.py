@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.loader import epochs_needed, slice_of, training_batches, validation_batches
 from data_pipeline.order import SampleOrder
-from data_pipeline.samples import IGNORE_INDEX
+from data_pipeline.ramp import BatchSizes
+from data_pipeline.samples import IGNORE_INDEX, Sample
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.shards import ShardSet
 from tests.data_pipeline.shard_files import counting_shards
@@ -30,18 +31,22 @@ def samples(tmp_path_factory):
 ORDER = SampleOrder(23, 7, "train", "global")
 
 
-def load(samples, start, stop, *, batch=7, dp_rank=0, dp_size=1, workers=0):
+RAMP = BatchSizes(13, start=3, increment=4, ramp_samples=40)
+
+
+def load(samples, start, stop, *, sizes=None, batch=7, dp_rank=0, dp_size=1, workers=0, first_step=0):
     return list(
         training_batches(
             samples,
             ORDER,
-            global_batch_size=batch,
+            sizes=sizes or BatchSizes(batch),
             start_step=start,
             stop_step=stop,
             dp_rank=dp_rank,
             dp_size=dp_size,
             num_workers=workers,
             prefetch_steps=2,
+            first_step=first_step,
         )
     )
 
@@ -74,6 +79,50 @@ def test_a_step_reads_its_stretch_of_the_global_order(samples):
         assert batch.inputs.dtype == batch.labels.dtype == torch.int64
         assert torch.equal(batch.inputs, expected)
         assert torch.equal(batch.labels, expected + 1)
+
+
+def test_growing_batches_read_the_same_order_without_a_gap(samples):
+    batches = load(samples, 0, 10, sizes=RAMP)
+    sizes = [len(batch.inputs) for batch in batches]
+    assert sizes == [batch.global_batch_size for batch in batches] == [RAMP.size(step) for step in range(10)]
+    assert (sizes[0], sizes[-1]) == (3, 13)
+    ids = np.concatenate([batch.sample_ids for batch in batches])
+    np.testing.assert_array_equal(ids, ORDER.samples(0, RAMP.first_sample(10)))
+
+
+def test_a_phase_counts_its_steps_on_from_the_one_before(samples):
+    batches = load(samples, 2, 5, first_step=100)
+    assert [batch.step for batch in batches] == [102, 103, 104]
+    assert [batch.first_sample for batch in batches] == [14, 21, 28]
+
+
+class EpochSamples:
+    """Samples of two positions that say by what index and epoch they were read."""
+
+    sequence_length = 2
+
+    def __len__(self):
+        return 23
+
+    def sample(self, index, epoch):
+        both = np.array([index, epoch])
+        return Sample(both, both + 1, np.array([0]), 1 + index % 2, np.array([0, 1]), index % 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_read_for_the_epoch_in_which_they_stand(workers):
+    for batch in load(EpochSamples(), 0, 10, workers=workers):
+        counters = torch.arange(batch.first_sample, batch.first_sample + 7)
+        assert batch.inputs[:, 1].tolist() == (counters // 23).tolist()
+        assert batch.inputs[:, 0].tolist() == batch.sample_ids.tolist()
+        assert torch.equal(batch.lengths, 1 + batch.inputs[:, 0] % 2)
+        assert torch.equal(batch.pair_labels, batch.inputs[:, 0] % 2)
+        assert torch.equal(batch.segments, torch.tensor([[0, 1]] * 7))
+
+
+def test_validation_reads_epoch_0():
+    for batch in validation_batches(EpochSamples(), batch_size=7, dp_rank=0, dp_size=1):
+        assert batch.inputs[:, 1].unique().tolist() == [0]
 
 
 @settings(deadline=None, max_examples=60)
@@ -118,7 +167,11 @@ def test_worker_processes_give_identical_batches(samples, workers):
 def test_more_ranks_than_samples_leave_some_without_rows(samples, workers):
     batches = [load(samples, 0, 2, batch=2, dp_rank=rank, dp_size=3, workers=workers) for rank in range(3)]
     assert [[len(batch.inputs) for batch in rank] for rank in batches] == [[0, 0], [1, 1], [1, 1]]
-    assert batches[0][1].inputs.shape == batches[0][1].labels.shape == (0, 4)
+    empty = batches[0][1]
+    assert empty.inputs.shape == empty.labels.shape == empty.segments.shape == (0, 4)
+    assert empty.lengths.shape == empty.pair_labels.shape == (0,)
+    columns = (empty.inputs, empty.labels, empty.lengths, empty.segments, empty.pair_labels)
+    assert {column.dtype for column in columns} == {torch.int64}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -152,7 +205,7 @@ def test_damaged_data_raise_the_same_plain_message_from_any_process(tmp_path, wo
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_signals_that_stop_a_job_do_not_stop_its_loader_processes(samples, stop):
     batches = training_batches(
-        samples, ORDER, global_batch_size=7, start_step=0, stop_step=40, dp_rank=0, dp_size=1, num_workers=2
+        samples, ORDER, sizes=BatchSizes(7), start_step=0, stop_step=40, dp_rank=0, dp_size=1, num_workers=2
     )
     first = [next(batches) for _ in range(3)]  # both workers have built a step
     workers = multiprocessing.active_children()
@@ -170,8 +223,8 @@ def test_no_steps_give_no_batches(samples):
 
 
 def test_numbers_that_make_no_sense_are_refused_before_the_first_batch(samples):
-    good = {"global_batch_size": 4, "start_step": 0, "stop_step": 2, "dp_rank": 0, "dp_size": 1}
-    for bad in [{"global_batch_size": 0}, {"start_step": 3}, {"start_step": -1}, {"dp_rank": 1}]:
+    good = {"sizes": BatchSizes(4), "start_step": 0, "stop_step": 2, "dp_rank": 0, "dp_size": 1}
+    for bad in [{"first_step": -1}, {"start_step": 3}, {"start_step": -1}, {"dp_rank": 1}]:
         with pytest.raises(ValueError):
             training_batches(samples, ORDER, **{**good, **bad})
     for bad in [{"batch_size": 0}, {"limit": 0}, {"dp_rank": 1}]:
@@ -190,6 +243,7 @@ def test_validation_reads_each_sample_once_in_order_with_equally_many_batches_on
     ]
     count = min(limit or 23, 23)
     assert {len(batches) for batches in ranks} == {-(-count // batch)}
+    assert sum(piece.global_batch_size for piece in ranks[0]) == count
     pieces = [piece for slices in zip(*ranks, strict=True) for piece in slices]
     assert np.concatenate([piece.sample_ids for piece in pieces]).tolist() == list(range(count))
     for piece in pieces:

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline.loader import training_batches
 from data_pipeline.order import SampleOrder
+from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.show import format_shown, show_step
 from tests.data_pipeline.shard_files import counting_shards
@@ -26,7 +27,7 @@ def decode(ids):
 
 
 def show(samples, step, dp_rank=0, dp_size=1, order=ORDER):
-    return show_step(samples, order, step=step, global_batch_size=7, dp_rank=dp_rank, dp_size=dp_size, decode=decode)
+    return show_step(samples, order, step=step, sizes=BatchSizes(7), dp_rank=dp_rank, dp_size=dp_size, decode=decode)
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3, 4, 9])
@@ -37,7 +38,7 @@ def test_the_ranks_of_any_layout_show_the_same_global_batches(samples, dp_size):
 
 
 def test_what_is_shown_is_what_training_reads(samples):
-    batches = training_batches(samples, ORDER, global_batch_size=7, start_step=0, stop_step=8, dp_rank=1, dp_size=2)
+    batches = training_batches(samples, ORDER, sizes=BatchSizes(7), start_step=0, stop_step=8, dp_rank=1, dp_size=2)
     for batch in batches:
         shown = show(samples, batch.step, 1, 2)
         assert [sample.text for sample in shown] == [decode(row) for row in batch.inputs.tolist()]
