@@ -31,10 +31,7 @@ bench: venv  ## Speed of this machine.
 gpu-test: venv  ## Parity of CUDA against CPU.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
-gpu-parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 3 minutes on 2 cores.
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
-
-bench: venv  ## GPT-2 on this machine's GPUs.
+gpu-bench: venv  ## GPT-2 on this machine's GPUs.
 	$(BIN)/python -m benchmarks.gpu
 
 venv: $(INSTALLED)

@@ -1,9 +1,10 @@
 """Plain modules, one small file per family, on one transformer core; nothing here knows of parallelism.
 
-spec.py says what a model is, transformer.py and embeddings.py are the core, gpt.py a family, initialization.py
-the first weights by parameter name, hf.py the names that Hugging Face gives to the same weights.
+spec.py says what a model is; embeddings.py, transformer.py, heads.py and model.py are the core; gpt.py, bert.py,
+roberta.py and albert.py read like their papers; initialization.py gives first weights by name; hf.py maps names.
 """
 
 from ptm_dist.models.factory import build_model, model_spec
+from ptm_dist.models.model import LanguageModel, ModelOutput
 
-__all__ = ["build_model", "model_spec"]
+__all__ = ["LanguageModel", "ModelOutput", "build_model", "model_spec"]

@@ -5,16 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ptm_dist.models.spec import EmbeddingSpec
+
 
 class Embeddings(nn.Module):
-    """Learned token plus learned absolute position embeddings."""
+    """Learned token plus absolute position embeddings; for the BERT family segments and a LayerNorm as well.
 
-    def __init__(self, vocab_size: int, max_positions: int, hidden_size: int) -> None:
+    Where the embeddings are narrower than the hidden states, a matrix widens them (ALBERT, arXiv 1909.11942,
+    section 3.1).
+    """
+
+    def __init__(self, spec: EmbeddingSpec, hidden_size: int, layer_norm_eps: float) -> None:
         super().__init__()
-        self.token = nn.Embedding(vocab_size, hidden_size)
-        self.position = nn.Embedding(max_positions, hidden_size)
+        self.position_offset = spec.position_offset
+        self.token = nn.Embedding(spec.vocab_size, spec.size)
+        self.position = nn.Embedding(spec.max_positions + spec.position_offset, spec.size)
+        self.segment = nn.Embedding(spec.segments, spec.size) if spec.segments else None
+        self.norm = nn.LayerNorm(spec.size, eps=layer_norm_eps) if spec.normalised else None
+        self.projection = nn.Linear(spec.size, hidden_size) if spec.size != hidden_size else None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Token ids ``[batch, seq]``, int64, to ``[batch, seq, hidden]``."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return self.token(input_ids) + self.position(positions)
+    def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Token and segment ids ``[batch, seq]``, int64, to ``[batch, seq, hidden]``; no segments: all are 0."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.position_offset
+        hidden = self.token(input_ids) + self.position(positions)
+        if self.segment is not None:
+            hidden = hidden + self.segment(torch.zeros_like(input_ids) if segment_ids is None else segment_ids)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.projection is None else self.projection(hidden)

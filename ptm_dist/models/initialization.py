@@ -30,26 +30,24 @@ class Constant:
 
 @dataclass(frozen=True)
 class Normal:
-    """Elements are drawn from a normal distribution around 0."""
+    """Elements are drawn from a normal distribution around 0, if truncated from its middle, two `std` to each side."""
 
     std: float
+    truncated: bool = False
 
 
 def initial_distribution(name: str, spec: ModelSpec) -> Constant | Normal:
-    """How the parameter `name` starts.
-
-    GPT-2: normal weights, zero biases, LayerNorm at identity; the two projections into the residual stream are
-    scaled by ``1 / sqrt(2 * num_layers)`` (Radford et al. 2019, section 2.3).
-    """
+    """How the parameter `name` starts: zero biases, LayerNorm at identity, everything else normal."""
+    initial = spec.initial
     if name.endswith("bias"):
         return Constant(0.0)
     if name.endswith("norm.weight"):
         return Constant(1.0)
     if name == "embeddings.position.weight":
-        return Normal(spec.position_initializer_std)
-    if name.endswith(("attention.output.weight", "ffn.down.weight")):
-        return Normal(spec.initializer_std / math.sqrt(2 * spec.num_layers))
-    return Normal(spec.initializer_std)
+        return Normal(initial.position_std, initial.truncated)
+    if initial.scaled_residuals and name.endswith(("attention.output.weight", "ffn.down.weight")):
+        return Normal(initial.std / math.sqrt(2 * spec.num_layers))
+    return Normal(initial.std, initial.truncated)
 
 
 def fill_initial(
@@ -76,8 +74,8 @@ def fill_initial(
         return
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
     for rows, indices in _indices_by_rows(tuple(local.shape), global_shape, offset):
-        values = torch.from_numpy(_standard_normal(indices, key) * distribution.std)
-        local[rows].copy_(values)
+        draw = _truncated_normal if distribution.truncated else _standard_normal
+        local[rows].copy_(torch.from_numpy(draw(_random_bits(indices, key)) * distribution.std))
 
 
 def _indices_by_rows(
@@ -98,13 +96,25 @@ def _indices_by_rows(
         yield slice(begin, end), indices
 
 
-def _standard_normal(indices: np.ndarray, key: int) -> np.ndarray:
-    """One normal number per index: SplitMix64 (Steele et al. 2014), then Box-Muller on its two halves."""
+def _random_bits(indices: np.ndarray, key: int) -> np.ndarray:
+    """64 random bits per index: SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         bits = (indices + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def _standard_normal(bits: np.ndarray) -> np.ndarray:
+    """Box-Muller on the two halves."""
     radius = ((bits >> np.uint64(32)) + np.uint64(1)) * 2.0**-32
     angle = (bits & np.uint64(0xFFFFFFFF)) * (2.0 * math.pi * 2.0**-32)
     return np.asarray(np.sqrt(-2.0 * np.log(radius)) * np.cos(angle))
+
+
+def _truncated_normal(bits: np.ndarray) -> np.ndarray:
+    """The inverse of the distribution function, from -2 to 2."""
+    tail = 0.5 * math.erfc(math.sqrt(2.0))
+    uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
+    return torch.special.ndtri(torch.from_numpy(tail + (1.0 - 2.0 * tail) * uniform)).numpy()

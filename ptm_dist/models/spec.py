@@ -19,7 +19,7 @@ class NormPosition(StrEnum):
     """Where LayerNorm stands in a block."""
 
     PRE = "pre"
-    """``x + f(norm(x))``: GPT-2, GPT-3."""
+    """``x + f(norm(x))``: GPT-2, GPT-3; the head normalises what leaves the last block."""
     POST = "post"
     """``norm(x + f(x))``: the original transformer, GPT-1, BERT, RoBERTa, ALBERT."""
 
@@ -57,23 +57,71 @@ class BlockSpec:
 
 
 @dataclass(frozen=True)
+class EmbeddingSpec:
+    """From token ids to the first hidden state.
+
+    Attributes:
+        vocab_size: rows of the token embedding.
+        size: width of the embeddings; a projection follows where it is not the hidden size (ALBERT).
+        max_positions: the longest sequence.
+        position_offset: row of the position embedding that the first position reads (RoBERTa: 2).
+        segments: rows of the segment embedding; 0: there is none.
+        normalised: a LayerNorm follows the sum.
+    """
+
+    vocab_size: int
+    size: int
+    max_positions: int
+    position_offset: int = 0
+    segments: int = 0
+    normalised: bool = False
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Standard deviations of initial weights.
+
+    Attributes:
+        std: of matrices and embeddings.
+        position_std: of position embeddings.
+        truncated: nothing is drawn beyond two standard deviations (BERT, ALBERT).
+        scaled_residuals: projections into the residual stream are divided by ``sqrt(2 * num_layers)`` (GPT-2).
+    """
+
+    std: float
+    position_std: float
+    truncated: bool = False
+    scaled_residuals: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model on a stack of equal blocks.
+    """A language model on a stack of blocks.
 
     Attributes:
         block: the block.
-        num_layers: how many of them.
-        vocab_size: rows of the token embedding.
-        max_positions: rows of the position embedding.
+        embedding: what stands before the blocks.
+        num_layers: how many times a block is applied.
+        layer_groups: distinct blocks; each serves ``num_layers / layer_groups`` layers in a row.
+        attention_band: every second layer looks back on so many positions, itself included; 0: on all.
         tie_embeddings: the head is the token embedding (Press & Wolf 2017, arXiv 1608.05859).
-        initializer_std: standard deviation of initial weights.
-        position_initializer_std: the same for position embeddings.
+        pair_head: a second head tells how two text parts belong together.
+        initial: how weights start.
     """
 
     block: BlockSpec
+    embedding: EmbeddingSpec
     num_layers: int
-    vocab_size: int
-    max_positions: int
+    layer_groups: int
+    attention_band: int
     tie_embeddings: bool
-    initializer_std: float
-    position_initializer_std: float
+    pair_head: bool
+    initial: InitialWeights
+
+    def group_of(self, layer: int) -> int:
+        """Which block computes a layer."""
+        return layer * self.layer_groups // self.num_layers
+
+    def band_of(self, layer: int) -> int:
+        """How far back a layer looks; 0: on all positions."""
+        return self.attention_band if layer % 2 else 0

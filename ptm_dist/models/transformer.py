@@ -6,6 +6,7 @@ the same code runs on all heads or on a rank's share of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from ptm_dist.models.spec import Activation, BlockSpec, NormPosition
 
-_ACTIVATIONS = {
-    Activation.GELU_TANH: partial(F.gelu, approximate="tanh"),
-    Activation.GELU_ERF: partial(F.gelu, approximate="none"),
-}
+
+def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
+    """The elementwise function of that name."""
+    return partial(F.gelu, approximate="tanh" if kind is Activation.GELU_TANH else "none")
 
 
 class Attention(nn.Module):
@@ -33,13 +34,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
         self.output = nn.Linear(spec.hidden_size, spec.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[batch, seq, hidden]`` to the same shape."""
+    def forward(self, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Mix positions.
+
+        Args:
+            hidden: ``[batch, seq, hidden]``.
+            visible: which keys each query sees, bool, broadcast to ``[batch, heads, seq, seq]``; without it all,
+                or those before in a causal block.
+
+        Returns: the shape of `hidden`.
+        """
         qkv = self.qkv(hidden)
         batch, seq, width = qkv.shape
         heads = width // (3 * self.head_size)
         query, key, value = qkv.view(batch, seq, heads, 3, self.head_size).permute(3, 0, 2, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        is_causal = self.causal and visible is None
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=is_causal)
         return self.output(mixed.transpose(1, 2).reshape(batch, seq, heads * self.head_size))
 
 
@@ -50,7 +60,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(spec.hidden_size, spec.ffn_hidden_size)
         self.down = nn.Linear(spec.ffn_hidden_size, spec.hidden_size)
-        self.activation = _ACTIVATIONS[spec.activation]
+        self.activation = activation(spec.activation)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[batch, seq, hidden]`` to the same shape."""
@@ -68,10 +78,10 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.ffn = FeedForward(spec)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[batch, seq, hidden]`` to the same shape."""
+    def forward(self, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
+        """``[batch, seq, hidden]`` to the same shape; `visible` as in :meth:`Attention.forward`."""
         if self.norm_position is NormPosition.PRE:
-            hidden = hidden + self.attention(self.attention_norm(hidden))
+            hidden = hidden + self.attention(self.attention_norm(hidden), visible)
             return hidden + self.ffn(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self.attention(hidden))
+        hidden = self.attention_norm(hidden + self.attention(hidden, visible))
         return self.ffn_norm(hidden + self.ffn(hidden))

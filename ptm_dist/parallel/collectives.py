@@ -92,6 +92,24 @@ class _LeaveSplit(torch.autograd.Function):
         return gather_sequence(gradients[0], ctx.ranks), None
 
 
+class _GatherPositions(torch.autograd.Function):
+    """Forward: gather positions. Backward: keep one's own, since every rank computes the same from the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, split: Tensor, ranks: RankGroup) -> Tensor:
+        ctx.ranks = ranks
+        return gather_sequence(split, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].chunk(ctx.ranks.size, dim=1)[ctx.ranks.rank], None
+
+
+def gather_positions(split: Tensor, ranks: RankGroup) -> Tensor:
+    """From split positions to a region where every rank computes the same: ``[batch, seq, hidden]``."""
+    return _GatherPositions.apply(split, ranks)
+
+
 def enter(hidden: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
     """Into a region where each rank applies its share of a matrix: ``[batch, seq, hidden]`` on every rank."""
     return (_EnterSplit if sequence_parallel else _Enter).apply(hidden, ranks)

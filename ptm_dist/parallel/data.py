@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ptm_dist.models.gpt import GPT
+from ptm_dist.models.model import LanguageModel
 from ptm_dist.parallel.mesh import RankMesh
 
 
@@ -23,20 +23,22 @@ class DataParallel:
     Gradients are summed over ranks, never averaged: the loss is already divided by the global number of targets.
 
     Args:
-        model: on the meta device or materialised; one group per layer plus one for the rest (tied weights lie
-            in the rest, so that both uses see the same whole tensor).
+        model: on the meta device or materialised; one group per block plus one for the rest. What is used more
+            than once, tied weights and blocks that layers share, lies in the rest: whole from the first use to the
+            last, and reduced once.
         mesh: from :func:`ptm_dist.parallel.mesh.build_mesh`; needs its data mesh.
         zero_stage: 0 to 3.
         compute_dtype: dtype of parameters and activations in the step; None keeps the parameters' own.
     """
 
-    def __init__(self, model: GPT, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None) -> None:
+    def __init__(self, model: LanguageModel, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None) -> None:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         if compute_dtype is None:
             policy = MixedPrecisionPolicy()
         self.zero_stage = zero_stage
         reshard = zero_stage == 3
-        for part in (*model.blocks(), model):
+        shared = model.spec.layer_groups < model.spec.num_layers
+        for part in (model,) if shared else (*model.blocks(), model):
             fully_shard(part, mesh=mesh.data_mesh, reshard_after_forward=reshard, mp_policy=policy)
         self.root = cast(FSDPModule, model)
         for module in self._modules():

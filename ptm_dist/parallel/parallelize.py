@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ptm_dist.models.gpt import GPT
 from ptm_dist.models.initialization import fill_initial
-from ptm_dist.models.spec import ModelSpec
+from ptm_dist.models.model import LanguageModel
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankMesh
 from ptm_dist.parallel.recompute import compile_blocks, recompute_blocks
@@ -18,8 +17,9 @@ from ptm_dist.parallel.shards import LocalShard, chunk_range
 from ptm_dist.parallel.tensor import (
     TensorSplit,
     apply_tensor_parallel,
+    sees_range_of_positions,
     split_dimension,
-    sum_replicated_gradients,
+    sum_over_ranks,
 )
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Recompute
@@ -38,7 +38,6 @@ class ParallelModel:
 
     Args:
         model: the whole model on the meta device.
-        spec: its architecture.
         layout: how it is shared.
         mesh: the ranks, from the same layout.
         numbers: dtypes.
@@ -47,15 +46,14 @@ class ParallelModel:
 
     def __init__(
         self,
-        model: GPT,
-        spec: ModelSpec,
+        model: LanguageModel,
         layout: ResolvedLayout,
         mesh: RankMesh,
         numbers: Numbers,
         device: torch.device,
     ) -> None:
         self.module = model.to(numbers.master)
-        self.spec = spec
+        self.spec = model.spec
         self.mesh = mesh
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
         self._global_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -76,10 +74,8 @@ class ParallelModel:
         return DataParallel(self.module, self.mesh, layout.zero_stage, numbers.compute)
 
     def _materialise(self, device: torch.device) -> None:
-        tied = self.module.head.weight is self.module.embeddings.token.weight
         self.module.to_empty(device=device)
-        if tied:
-            self.module.head.weight = self.module.embeddings.token.weight
+        self.module.tie()
 
     @property
     def is_sharded(self) -> bool:
@@ -97,8 +93,8 @@ class ParallelModel:
             if parameter.grad is None:
                 raise RuntimeError(f"no gradient reached {name}")
             gradients[name] = _local(parameter.grad)
-        whole = [gradients[name] for name in gradients if split_dimension(name) is None]
-        sum_replicated_gradients(whole, self.split)
+        partial = [name for name in gradients if sees_range_of_positions(name, self.spec, self.split)]
+        sum_over_ranks([gradients[name] for name in partial], self.split)
         return gradients
 
     def zero_gradients(self) -> None:

@@ -7,14 +7,15 @@ ranks do not divide); only attention heads stay whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptm_dist.models.gpt import GPT
-from ptm_dist.parallel.collectives import enter, leave
+from ptm_dist.models.model import LanguageModel
+from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.collectives import enter, gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.shards import chunk_range
 
@@ -26,7 +27,8 @@ _SPLIT_DIMENSION = {
     "ffn.up.weight": 0,
     "ffn.up.bias": 0,
     "ffn.down.weight": 1,
-    "head.weight": 0,
+    "head.decoder.weight": 0,
+    "head.decoder.bias": 0,
 }
 
 
@@ -110,39 +112,61 @@ class VocabParallelEmbedding(nn.Embedding):
         return leave(partial, self.split.ranks, sequence_parallel=self.split.sequence_parallel)
 
 
-class PositionRange(nn.Embedding):
-    """Position embedding for the range of positions that sequence parallelism leaves on this rank."""
+class SequenceRangeEmbedding(nn.Embedding):
+    """Position or segment embedding for the positions that sequence parallelism leaves on this rank."""
 
     def __init__(self, embedding: nn.Embedding, split: TensorSplit) -> None:
         nn.Module.__init__(self)
         self.split = split
         self.weight = embedding.weight
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """All positions ``[seq]`` to the embeddings of this rank's, ``[seq / ranks, hidden]``."""
-        begin, end = self.split.range(positions.shape[0])
-        return F.embedding(positions[begin:end], self.weight)
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids of all positions ``[..., seq]`` to the embeddings of this rank's, ``[..., seq / ranks, width]``."""
+        begin, end = self.split.range(ids.shape[-1])
+        return F.embedding(ids[..., begin:end], self.weight)
 
 
-def apply_tensor_parallel(model: GPT, split: TensorSplit) -> None:
+def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
     """Replace the matrices of `model` by this rank's shares, in place; ties are kept."""
-    tied = model.head.weight is model.embeddings.token.weight
-    for layer in model.blocks():
-        layer.attention.qkv = ColumnParallelLinear(layer.attention.qkv, split)
-        layer.attention.output = RowParallelLinear(layer.attention.output, split)
-        layer.ffn.up = ColumnParallelLinear(layer.ffn.up, split)
-        layer.ffn.down = RowParallelLinear(layer.ffn.down, split)
-    model.embeddings.token = VocabParallelEmbedding(model.embeddings.token, split)
+    for block in model.blocks():
+        block.attention.qkv = ColumnParallelLinear(block.attention.qkv, split)
+        block.attention.output = RowParallelLinear(block.attention.output, split)
+        block.ffn.up = ColumnParallelLinear(block.ffn.up, split)
+        block.ffn.down = RowParallelLinear(block.ffn.down, split)
+    embeddings = model.embeddings
+    embeddings.token = VocabParallelEmbedding(embeddings.token, split)
+    into_head = split
     if split.sequence_parallel:
-        model.embeddings.position = PositionRange(model.embeddings.position, split)
-    model.head = ColumnParallelLinear(model.head, split)
-    if tied:
-        model.head.weight = model.embeddings.token.weight
+        embeddings.position = SequenceRangeEmbedding(embeddings.position, split)
+        if embeddings.segment is not None:
+            embeddings.segment = SequenceRangeEmbedding(embeddings.segment, split)
+        if not model.spec.block.causal:
+            _gather_before_heads(model, split)
+            into_head = replace(split, sequence_parallel=False)
+    model.head.decoder = ColumnParallelLinear(model.head.decoder, into_head)
+    model.tie()
 
 
-def sum_replicated_gradients(gradients: list[Tensor], split: TensorSplit) -> None:
-    """Sum, in place, gradients of whole parameters of which each rank saw a range of positions only."""
-    if not split.sequence_parallel or not gradients:
+def _gather_before_heads(model: LanguageModel, split: TensorSplit) -> None:
+    """Heads that pick positions need all of them; they are small, so each rank computes them whole."""
+    encode = model.encode
+
+    def encode_whole(*inputs: Tensor | None) -> Tensor:
+        return gather_positions(encode(*inputs), split.ranks)
+
+    model.encode = encode_whole  # type: ignore[method-assign]
+
+
+def sees_range_of_positions(name: str, spec: ModelSpec, split: TensorSplit) -> bool:
+    """Whether a rank's gradient of the whole parameter `name` covers its range of positions only."""
+    if not split.sequence_parallel or split_dimension(name) is not None:
+        return False
+    return spec.block.causal or not name.startswith(("head.", "pair_head."))
+
+
+def sum_over_ranks(gradients: list[Tensor], split: TensorSplit) -> None:
+    """Sum gradients over the tensor-parallel ranks, in place."""
+    if not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     split.ranks.sum(flat)

@@ -41,11 +41,28 @@ class Recompute(StrEnum):
     """Each block stores its input only (Chen et al. 2016, arXiv 1604.06174)."""
 
 
+class Family(StrEnum):
+    """Model families; each is a small file in ptm_dist/models."""
+
+    GPT1 = "gpt1"
+    """Post-LayerNorm decoder (Radford et al. 2018)."""
+    GPT2 = "gpt2"
+    """Pre-LayerNorm decoder (Radford et al. 2019)."""
+    GPT3 = "gpt3"
+    """GPT-2 with alternating dense and locally banded attention (Brown et al. 2020)."""
+    BERT = "bert"
+    """Encoder with segments and a pair head (Devlin et al. 2018)."""
+    ROBERTA = "roberta"
+    """BERT without pairs (Liu et al. 2019)."""
+    ALBERT = "albert"
+    """BERT with factorised embeddings and shared layers (Lan et al. 2019)."""
+
+
 class ModelSection(Section):
     """Architecture: what is learnt."""
 
-    family: Literal["gpt2"] = "gpt2"
-    """Model family."""
+    family: Family = Family.GPT2
+    """gpt1, gpt2, gpt3, bert, roberta or albert: sets what the keys below leave out."""
     vocab_size: PositiveInt
     """Rows of the token embedding; at least the tokenizer's vocabulary."""
     max_positions: PositiveInt = 1024
@@ -58,16 +75,22 @@ class ModelSection(Section):
     """Attention heads; must divide hidden_size."""
     ffn_hidden_size: PositiveInt | None = None
     """Width of the feed-forward layer; 4 * hidden_size when left out."""
-    layer_norm_eps: PositiveFloat = 1e-5
-    """Added to the variance in LayerNorm."""
-    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
-    """GELU by tanh approximation (GPT-1/2, original BERT) or exact."""
+    embedding_size: PositiveInt | None = None
+    """Width of the token embedding (bert, roberta, albert); left out: 128 in albert, hidden_size in the others."""
+    layer_groups: PositiveInt | None = None
+    """Distinct blocks, each used by num_layers / layer_groups layers in a row; left out: 1 in albert, else num_layers."""
+    attention_band: NonNegativeInt | None = None
+    """Positions that every second layer looks back on, itself included; 0: all; left out: 256 in gpt3, else 0."""
+    layer_norm_eps: PositiveFloat | None = None
+    """Added to the variance in LayerNorm; left out: 1e-12 in bert and albert, 1e-5 in the others."""
+    activation: Literal["gelu_tanh", "gelu_erf"] | None = None
+    """GELU by tanh approximation or exact; left out: gelu_erf in roberta, gelu_tanh in the others, as published."""
     tie_embeddings: bool = True
-    """The language-model head is the token embedding."""
+    """The head over the vocabulary is the token embedding."""
     initializer_std: PositiveFloat = 0.02
     """Standard deviation of initial weights."""
-    position_initializer_std: PositiveFloat = 0.01
-    """Standard deviation of initial position embeddings."""
+    position_initializer_std: PositiveFloat | None = None
+    """Standard deviation of initial position embeddings; left out: 0.01 in gpt2 and gpt3, else initializer_std."""
 
     @property
     def ffn_width(self) -> int:
@@ -97,23 +120,45 @@ class DataSection(Section):
 class ObjectiveSection(Section):
     """What the model is asked to predict."""
 
-    kind: Literal["causal"] = "causal"
-    """causal: the next token at every position."""
+    kind: Literal["causal", "mlm", "mlm_nsp", "mlm_sop"] = "causal"
+    """causal: the next token (gpt). mlm: masked tokens of full sentences (roberta). mlm_nsp, mlm_sop: masked tokens
+    of two text parts, and whether the second follows the first or is from another document (next sentence
+    prediction), or whether the two are swapped (sentence order prediction) (bert, albert)."""
+    mask_fraction: Fraction = 0.15
+    """Share of a sequence's tokens to predict."""
+    max_predictions: PositiveInt | None = None
+    """Most tokens to predict in one sequence; left out: no other limit than mask_fraction."""
+    mask_unit: Literal["token", "word", "ngram"] = "token"
+    """What is masked together: single tokens, whole words, or spans of 1 to max_ngram whole words."""
+    max_ngram: PositiveInt = 3
+    """Longest span of mask_unit=ngram, in words; a span of n words is drawn with a probability of about 1/n."""
+    mask_share: Fraction = 0.8
+    """Share of the predicted tokens that are replaced by the mask."""
+    random_share: Fraction = 0.1
+    """Share that is replaced by a random token; the rest is left as it is."""
+    copies: NonNegativeInt = 0
+    """Maskings per sample, repeated epoch after epoch (static masking); 0: a new one in every epoch (dynamic)."""
+    short_sequence_probability: Fraction = 0.1
+    """Share of the pairs that are cut to a random shorter length."""
 
 
 class OptimizerSection(Section):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+    """Update rule (AdamW: arXiv 1711.05101; LAMB: arXiv 1904.00962)."""
 
-    kind: Literal["adamw"] = "adamw"
-    """Update rule."""
+    kind: Literal["adamw", "lamb", "sgd"] = "adamw"
+    """adamw, lamb, or sgd with momentum."""
     learning_rate: PositiveFloat
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
+    """Decay rates of the first and second moment (adamw, lamb)."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment (adamw, lamb)."""
+    bias_correction: bool = True
+    """Correct the moments for their start at zero; the original BERT and ALBERT do not (adamw, lamb)."""
+    momentum: Fraction = 0.9
+    """Decay rate of the mean gradient (sgd)."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled weight decay; biases and LayerNorm are never decayed."""
+    """Weight decay, decoupled in adamw and lamb; biases and LayerNorm are never decayed."""
     clip_norm: NonNegativeFloat = 1.0
     """Global gradient norm above which gradients are scaled down; 0 never clips."""
 
@@ -121,14 +166,42 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     """Learning rate by step."""
 
-    kind: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
-    """Shape of the decay after the warmup."""
+    kind: Literal["constant", "linear", "cosine", "exponential", "inverse_sqrt", "polynomial", "wsd"] = "cosine"
+    """Shape of the decay after the warmup; wsd: constant, then a linear decay over the last cooldown_steps."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warmup from 0."""
     decay_steps: PositiveInt | None = None
     """Step at which the decay ends; training.steps when left out."""
     min_ratio: Fraction = 0.1
-    """Final learning rate as a fraction of the peak."""
+    """Final learning rate as a fraction of the peak; inverse_sqrt does not know it."""
+    power: PositiveFloat = 1.0
+    """Exponent of the polynomial decay."""
+    cooldown_steps: PositiveInt | None = None
+    """Steps of the decay of wsd."""
+
+
+class BatchRampSection(Section):
+    """A batch size that grows linearly during the first samples of a run."""
+
+    start: PositiveInt
+    """Samples of the first step."""
+    increment: PositiveInt
+    """Samples by which it grows; divides training.global_batch_size - start."""
+    samples: PositiveInt
+    """Samples after which the full batch size is reached."""
+
+
+class PhaseSection(Section):
+    """An earlier part of a run, with shorter sequences."""
+
+    until_step: PositiveInt
+    """Step with which the phase ends; the next one, or the recipe's own values, go on from there."""
+    sequence_length: PositiveInt
+    """In place of data.sequence_length."""
+    global_batch_size: PositiveInt | None = None
+    """In place of training.global_batch_size."""
+    max_predictions: PositiveInt | None = None
+    """In place of objective.max_predictions."""
 
 
 class TrainingSection(Section):
@@ -138,10 +211,14 @@ class TrainingSection(Section):
     """Optimizer steps of the whole run."""
     global_batch_size: PositiveInt
     """Samples per optimizer step, over all ranks."""
+    batch_ramp: BatchRampSection | None = None
+    """Growth of the batch size at the start of the run (GPT-3): start, increment, samples."""
+    phases: tuple[PhaseSection, ...] = ()
+    """Earlier phases, in order: until_step, sequence_length, and what else differs (BERT: 128, then 512)."""
     precision: Precision = Precision.BF16
     """Number format of the step."""
     seed: NonNegativeInt = 1234
-    """Key of initial weights and sample order."""
+    """Key of initial weights, sample order and masks."""
 
 
 class LayoutSection(Section):
@@ -158,7 +235,8 @@ class LayoutSection(Section):
     sequence_parallel: bool = False
     """Split activations outside the matrices along the sequence over the tensor-parallel ranks."""
     micro_batch_size: PositiveInt = 1
-    """Samples per forward pass of one data-parallel rank; the rest of the batch accumulates."""
+    """Samples per forward pass of one data-parallel rank, more of them in a phase of shorter sequences; the rest of
+    the batch accumulates."""
     recompute: Recompute = Recompute.NONE
     """Activation checkpointing."""
     compile: bool = False
