@@ -7,7 +7,7 @@ import sys
 import typer
 
 from data_pipeline.errors import UserError
-from launcher.commands import checkpoint, data, demo, generate, tokenizer, train
+from launcher.commands import checkpoint, data, demo, fill, generate, tokenizer, train
 
 app = typer.Typer(
     name="ptm",
@@ -21,6 +21,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("fill", epilog=fill.EXAMPLES)(fill.fill)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 

@@ -105,12 +105,12 @@ def show(
     dp_rank, dp_size = parse_rank(rank)
     loaded = load_recipe(recipe, overrides or [])
     tokenizer = load_tokenizer(loaded.data.tokenizer)
-    data = RecipeData(loaded)
+    data = RecipeData(loaded).phase_at(step - 1)
     shown = show_step(
         data.samples,
         data.order,
-        step=step - 1,
-        global_batch_size=loaded.training.global_batch_size,
+        step=step - 1 - data.phase.first_step,
+        sizes=data.phase.sizes,
         dp_rank=dp_rank,
         dp_size=dp_size,
         decode=tokenizer.decode,

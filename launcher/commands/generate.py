@@ -73,6 +73,10 @@ def sample_texts(checkpoint: Path, prompt: str, sampling: Sampling, tokenizer_fo
     from ptm_dist.downstream.generate import generate as generate_ids
 
     model, recipe = load_model(checkpoint)
+    if not model.spec.block.causal:
+        raise UserError(
+            f"{checkpoint} is of family {recipe.model.family}, which does not continue text; use `ptm fill`"
+        )
     tokenizer = load_tokenizer(tokenizer_folder or recipe.data.tokenizer)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise UserError(

@@ -109,6 +109,11 @@ class CheckpointInfo:
         return self.manifest.step
 
     @property
+    def is_weights_only(self) -> bool:
+        """Whether no step was done: weights from elsewhere, without optimizer state or a place in any data."""
+        return self.step == 0
+
+    @property
     def validation_loss(self) -> float | None:
         """Validation loss at this step, if there was one."""
         return self.manifest.metrics.get("validation_loss")

@@ -22,7 +22,7 @@ def generate(
     """Append tokens one by one, each drawn from the model's distribution given all before it.
 
     Args:
-        model: token ids ``[b, s]`` to logits ``[b, s, vocab]``; put it in evaluation mode.
+        model: a causal :class:`ptm_dist.models.LanguageModel`; put it in evaluation mode.
         input_ids: prompts of equal length, ``[b, s]``, int64, s >= 1.
         max_new_tokens: how many tokens to append at most.
         max_positions: the longest sequence the model takes; of a longer one it sees the end.
@@ -38,8 +38,7 @@ def generate(
     generator = torch.Generator(device=input_ids.device).manual_seed(seed)
     ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
-        logits = model(input_ids[:, -max_positions:])[:, -1].float()
-        token = _draw(logits, temperature, top_k, top_p, generator)
+        token = _draw(_next_logits(model, input_ids[:, -max_positions:]), temperature, top_k, top_p, generator)
         if end_id is not None:
             token = torch.where(ended, end_id, token)
             ended = ended | (token == end_id)
@@ -47,6 +46,13 @@ def generate(
         if ended.all():
             break
     return input_ids
+
+
+def _next_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Logits behind the last position only, ``[b, vocab]``, float32."""
+    batch, length = input_ids.shape
+    last = torch.arange(1, batch + 1, device=input_ids.device) * length - 1
+    return model(input_ids, positions=last).tokens.float()
 
 
 def _draw(

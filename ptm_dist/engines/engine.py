@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from data_pipeline.loader import StepBatch
@@ -15,22 +15,25 @@ class StepResult:
     """One optimizer step, the same on every rank.
 
     Attributes:
-        loss: mean loss per target over the whole global batch, in nats.
+        loss: mean loss per target over the whole global batch, in nats; of tokens plus, with pairs, of pairs.
         grad_norm: global L2 norm of the gradient before clipping.
         targets: number of predicted tokens in the global batch.
+        metrics: the parts of the loss and accuracies by name, such as `mlm_loss`, `sop_accuracy`.
     """
 
     loss: float
     grad_norm: float
     targets: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Validation, the same on every rank: mean loss per target in nats, and the number of targets."""
+    """Validation, the same on every rank; attributes as in :class:`StepResult`."""
 
     loss: float
     targets: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.loader import StepBatch
-from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.engine import EvaluationResult, StepResult
-from ptm_dist.models import build_model, model_spec
-from ptm_dist.optim.adamw import AdamW
+from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
+from ptm_dist.engines.microbatch import MicroBatch, split_batch
+from ptm_dist.models import build_model
+from ptm_dist.optim.build import build_optimizer
 from ptm_dist.optim.clipping import clip, global_norm
-from ptm_dist.parallel.loss import vocab_parallel_cross_entropy
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel
 from ptm_dist.parallel.shards import LocalShard
@@ -41,70 +40,70 @@ class NativeEngine:
         numbers = _NUMBERS[recipe.training.precision]
         if numbers.compute is not None:
             ensure_process_group(device)
+        self.recipe = recipe
+        self.layout = layout
         self.device = device
         self.mesh = build_mesh(layout, device)
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
-        self.vocab_size = recipe.model.vocab_size
-        self.clip_norm = recipe.optimizer.clip_norm
-        self.micro_batches, self.micro_batch_size = layout.micro_batches(recipe.training.global_batch_size)
         with torch.device("meta"):
             model = build_model(recipe.model)
-        self.model = ParallelModel(model, model_spec(recipe.model), layout, self.mesh, numbers, device)
+        self.model = ParallelModel(model, layout, self.mesh, numbers, device)
         self.model.initialize(recipe.training.seed)
-        self.optimizer = AdamW(
-            lambda: {name: shard.local for name, shard in self.model.shards().items()},
-            betas=recipe.optimizer.betas,
-            eps=recipe.optimizer.eps,
-            weight_decay=recipe.optimizer.weight_decay,
-        )
+        head_size = self.model.spec.block.head_size
+        self.optimizer = build_optimizer(recipe.optimizer, self.model.shards, self.model.owners, self.mesh, head_size)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
         """Forward, backward, clip and update on this rank's slice of one global batch."""
-        loss, targets = self.accumulate(batch)
+        sums, counts = self.accumulate(batch)
         gradients = self.model.gradients()
         norm = global_norm(gradients, self.model.owners, self.mesh)
-        clip(gradients, norm, self.clip_norm)
+        clip(gradients, norm, self.recipe.optimizer.clip_norm)
         self.optimizer.step(gradients, learning_rate)
         self.model.zero_gradients()
         # One wait for the device, after everything was given to it.
-        loss_value, norm_value, target_count = torch.stack([loss, norm.double(), targets.double()]).tolist()
-        return StepResult(loss_value, norm_value, int(target_count))
+        loss = mean_loss(sums[::2], counts)
+        loss_value, norm_value, *rest = torch.cat([torch.stack([loss, norm.double()]), counts, sums]).tolist()
+        metrics = named_metrics(rest[2:], rest[:2], self.recipe.objective.kind)
+        return StepResult(loss_value, norm_value, int(rest[0]), metrics)
 
     def accumulate(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Gradient of the mean loss over the global batch, left in the model.
 
         Returns:
-            That loss and the global number of targets, scalars, the same on every rank.
+            Sums over the global batch (token losses, token hits, pair losses, pair hits), ``[4]``, and the numbers
+            of token and pair targets, ``[2]``, float64, the same on every rank.
         """
-        targets = self._count_targets(batch)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for index, (inputs, labels) in enumerate(self._split(batch)):
-            self.model.begin_micro_batch(last=index == self.micro_batches - 1)
-            share = self._losses(inputs, labels).sum() / targets
-            share.backward()
-            loss += share.detach()
-        return self.mesh.data.sum(loss), targets
+        counts = self.mesh.data.sum(count_targets(batch).to(self.device))
+        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
+        micro_batches = list(self._micro_batches(batch))
+        for index, micro in enumerate(micro_batches):
+            self.model.begin_micro_batch(last=index == len(micro_batches) - 1)
+            losses, hits = self._forward(micro)
+            mean_loss(losses, counts.to(losses.dtype)).backward()
+            sums += torch.stack([losses.detach(), hits], dim=1).flatten()
+        return self.mesh.data.sum(sums), counts
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StepBatch]) -> EvaluationResult:
-        """Mean loss over batches of at most the global batch size; weights and gradients stay as they are."""
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        """Mean loss over batches; weights and gradients stay as they are."""
+        totals = torch.zeros(NUM_SUMS + 2, dtype=torch.float64, device=self.device)
         for batch in batches:
-            for inputs, labels in self._split(batch):
-                totals[0] += self._losses(inputs, labels).sum()
-                totals[1] += (labels != IGNORE_INDEX).sum()
+            totals[NUM_SUMS:] += count_targets(batch).to(self.device)
+            for micro in self._micro_batches(batch):
+                totals[:NUM_SUMS] += torch.stack(self._forward(micro), dim=1).flatten()
         self.model.release()
-        loss, targets = self.mesh.data.sum(totals).tolist()
-        return EvaluationResult(loss / targets, int(targets))
+        self.mesh.data.sum(totals)
+        sums, counts = totals[:NUM_SUMS], totals[NUM_SUMS:]
+        metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
+        return EvaluationResult(mean_loss(sums[::2], counts).item(), int(counts[0].item()), metrics)
 
     def state(self) -> dict[str, LocalShard]:
-        """This rank's boxes of weights and moments; writing to them loads."""
+        """This rank's boxes of weights and optimizer state; writing to them loads."""
         state = {}
         for name, shard in self.model.shards().items():
             state[f"model.{name}"] = shard
-            moments = {"exp_avg": self.optimizer.exp_avg, "exp_avg_sq": self.optimizer.exp_avg_sq}
-            for moment, tensors in moments.items():
-                state[f"optimizer.{name}.{moment}"] = LocalShard(tensors[name], shard.global_shape, shard.offset)
+            for slot, tensors in self.optimizer.slots().items():
+                state[f"optimizer.{name}.{slot}"] = LocalShard(tensors[name], shard.global_shape, shard.offset)
         return state
 
     def loaded(self, steps_done: int) -> None:
@@ -114,17 +113,11 @@ class NativeEngine:
     def close(self) -> None:
         """Nothing outlives the process group, which belongs to the caller."""
 
-    def _count_targets(self, batch: StepBatch) -> Tensor:
-        local = (batch.labels != IGNORE_INDEX).sum().to(self.device)
-        return self.mesh.data.sum(local)
+    def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        output = self.model.module(micro.input_ids, micro.segment_ids, micro.valid, micro.positions)
+        return forward_sums(output, micro, self.model.spec, self.mesh.tensor)
 
-    def _losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model.module(inputs)
-        return vocab_parallel_cross_entropy(logits.flatten(0, 1), labels.flatten(), self.vocab_size, self.mesh.tensor)
-
-    def _split(self, batch: StepBatch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches of equal shape; a rank with fewer samples fills up with samples without targets."""
-        missing = self.micro_batches * self.micro_batch_size - len(batch.inputs)
-        inputs = F.pad(batch.inputs, (0, 0, 0, missing)).to(self.device, non_blocking=True)
-        labels = F.pad(batch.labels, (0, 0, 0, missing), value=IGNORE_INDEX).to(self.device, non_blocking=True)
-        return zip(inputs.split(self.micro_batch_size), labels.split(self.micro_batch_size), strict=True)
+    def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:
+        times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]
+        count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
+        return split_batch(batch, count, size, self.model.spec, self.device)

@@ -31,7 +31,9 @@ class DataParallel:
         compute_dtype: dtype of parameters and activations in the step; None keeps the parameters' own.
     """
 
-    def __init__(self, model: LanguageModel, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, model: LanguageModel, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None
+    ) -> None:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         if compute_dtype is None:
             policy = MixedPrecisionPolicy()

@@ -76,3 +76,23 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
         return F.cross_entropy(wide, targets, ignore_index=IGNORE_INDEX, reduction="none")
     begin, _ = chunk_range(vocab_size, ranks.size, ranks.rank)
     return _VocabParallelCrossEntropy.apply(logits, targets, begin, ranks)
+
+
+@torch.no_grad()
+def vocab_parallel_hits(logits: Tensor, targets: Tensor, vocab_size: int, ranks: RankGroup = ALONE) -> Tensor:
+    """Whether the likeliest token, the first of equals, is the target; arguments as in the cross entropy.
+
+    Returns: ``[tokens]``, bool, the same on every rank; False where there is no target.
+    """
+    if ranks.size == 1:
+        return logits.argmax(-1) == targets
+    begin, _ = chunk_range(vocab_size, ranks.size, ranks.rank)
+    highest = logits.new_full(targets.shape, -torch.inf)
+    likeliest = torch.zeros_like(targets)
+    if logits.shape[-1]:
+        highest, likeliest = logits.max(-1)
+    best = highest.clone()
+    dist.all_reduce(best, op=dist.ReduceOp.MAX, group=ranks.group)
+    place = torch.where(highest == best, likeliest + begin, vocab_size)
+    dist.all_reduce(place, op=dist.ReduceOp.MIN, group=ranks.group)
+    return place == targets

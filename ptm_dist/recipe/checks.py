@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptm_dist.errors import LayoutError, RecipeError
+from ptm_dist.recipe.family_checks import family_problems, phase_problems
 from ptm_dist.recipe.layout import divisors, either, layout_problems
 from ptm_dist.recipe.schema import Recipe
 
@@ -22,7 +23,12 @@ def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | No
         RecipeError: if anything else is; either way one message with all problems, a line each, that says
             which values clash and what to use instead.
     """
-    learning = [*_model_problems(recipe, tokenizer_vocab_size), *_schedule_problems(recipe)]
+    learning = [
+        *_model_problems(recipe, tokenizer_vocab_size),
+        *family_problems(recipe),
+        *_schedule_problems(recipe),
+        *phase_problems(recipe),
+    ]
     layout = [*layout_problems(recipe.layout, world_size), *_split_problems(recipe, world_size)]
     if learning:
         raise RecipeError("\n".join([*learning, *layout]))
@@ -65,7 +71,7 @@ def _schedule_problems(recipe: Recipe) -> Iterator[str]:
 
 def _split_problems(recipe: Recipe, world_size: int) -> Iterator[str]:
     layout, model = recipe.layout, recipe.model
-    tensor, length = layout.tensor_parallel, recipe.data.sequence_length
+    tensor = layout.tensor_parallel
     if model.num_heads % tensor:
         yield (
             f"layout.tensor_parallel={tensor} does not divide model.num_heads={model.num_heads}; "
@@ -76,11 +82,13 @@ def _split_problems(recipe: Recipe, world_size: int) -> Iterator[str]:
             "layout.sequence_parallel splits sequences over tensor-parallel ranks, but "
             "layout.tensor_parallel=1; set it to 2 or more, or leave sequence_parallel out"
         )
-    if layout.sequence_parallel and length % tensor:
-        yield (
-            f"layout.sequence_parallel needs data.sequence_length={length} to be a multiple of "
-            f"layout.tensor_parallel={tensor}; use {length - length % tensor or tensor}"
-        )
+    lengths = {f"training.phases[{n}].sequence_length": p.sequence_length for n, p in enumerate(recipe.training.phases)}
+    for key, length in {**lengths, "data.sequence_length": recipe.data.sequence_length}.items():
+        if layout.sequence_parallel and length % tensor:
+            yield (
+                f"layout.sequence_parallel needs {key}={length} to be a multiple of "
+                f"layout.tensor_parallel={tensor}; use {length - length % tensor or tensor}"
+            )
     data_parallel = world_size // tensor
     if recipe.training.global_batch_size < data_parallel:
         yield (

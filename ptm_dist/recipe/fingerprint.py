@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from ptm_dist.models import model_spec
 from ptm_dist.recipe.schema import Recipe
 
 Values = dict[str, Any]
@@ -48,9 +49,23 @@ def _learnt(recipe: Recipe) -> Values:
             "training": True,
         },
     )
-    learnt["model"]["ffn_hidden_size"] = recipe.model.ffn_width
+    learnt["model"] |= _filled_in(recipe)
     learnt["schedule"]["decay_steps"] = recipe.schedule.decay_steps or recipe.training.steps
     return learnt
+
+
+def _filled_in(recipe: Recipe) -> Values:
+    """The keys of the model section that a family sets when they are left out."""
+    spec = model_spec(recipe.model)
+    return {
+        "ffn_hidden_size": spec.block.ffn_hidden_size,
+        "embedding_size": spec.embedding.size,
+        "layer_groups": spec.layer_groups,
+        "attention_band": spec.attention_band,
+        "layer_norm_eps": spec.block.layer_norm_eps,
+        "activation": spec.block.activation.value,
+        "position_initializer_std": spec.initial.position_std,
+    }
 
 
 def _flat(learnt: Values) -> dict[str, str]:

@@ -37,13 +37,18 @@ class ResolvedLayout:
     recompute: Recompute
     compile: bool
 
-    def micro_batches(self, global_batch_size: int) -> tuple[int, int]:
+    def micro_batches(self, global_batch_size: int, times_shorter: int = 1) -> tuple[int, int]:
         """How many micro-batches a step has on every rank, and how many samples each.
 
         At most `micro_batch_size` and as even as can be: what fills up a micro-batch is computed for nothing.
+
+        Args:
+            global_batch_size: samples of the step.
+            times_shorter: how often a sample of this phase fits into one of the recipe's own sequence length;
+                micro-batches take that many times as many.
         """
         largest_slice = -(-global_batch_size // self.data_parallel)
-        count = -(-largest_slice // self.micro_batch_size)
+        count = -(-largest_slice // (self.micro_batch_size * max(1, times_shorter)))
         return count, -(-largest_slice // count)
 
     def describe(self) -> str:

@@ -186,7 +186,7 @@ class BatchRampSection(Section):
     start: PositiveInt
     """Samples of the first step."""
     increment: PositiveInt
-    """Samples by which it grows; divides training.global_batch_size - start."""
+    """Samples by which it grows at a time; the last growth may be smaller."""
     samples: PositiveInt
     """Samples after which the full batch size is reached."""
 

@@ -92,7 +92,7 @@ class Validation(Callback):
 
     Args:
         every: steps between validations.
-        batches: gives this rank's part of the validation samples, anew each time.
+        batches: gives this rank's part of the validation samples after a step, anew each time.
         best_loss: lowest so far, in earlier lives of the run.
         journal: where rows of kind `validation` go.
     """
@@ -100,7 +100,7 @@ class Validation(Callback):
     def __init__(
         self,
         every: int,
-        batches: Callable[[], Iterable[StepBatch]],
+        batches: Callable[[int], Iterable[StepBatch]],
         best_loss: float | None,
         journal: Journal,
     ) -> None:
@@ -117,7 +117,7 @@ class Validation(Callback):
         if record.step % self._every != 0 and not trainer.is_finished:
             return
         started = time.perf_counter()
-        result = trainer.engine.evaluate(self._batches())
+        result = trainer.engine.evaluate(self._batches(record.step))
         self.last_loss, self.last_step = result.loss, record.step
         if result.loss < self._best_loss:
             self._best_loss, self.best_step = result.loss, record.step
@@ -125,7 +125,8 @@ class Validation(Callback):
             "kind": "validation",
             "step": record.step,
             "loss": result.loss,
-            "perplexity": torch.tensor(result.loss, dtype=torch.float64).exp().item(),
+            **result.metrics,
+            "perplexity": torch.tensor(result.metrics.get("mlm_loss", result.loss), dtype=torch.float64).exp().item(),
             "targets": result.targets,
             "seconds": time.perf_counter() - started,
         }

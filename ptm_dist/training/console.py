@@ -11,6 +11,9 @@ from rich.status import Status
 
 from ptm_dist.training.metrics import Row
 
+_PARTS = ("_loss", "_accuracy")
+"""Ends of the names of an objective's own figures."""
+
 
 class ConsoleSink:
     """Prints rows as they come; see :class:`ptm_dist.training.metrics.Sink`.
@@ -36,10 +39,9 @@ class ConsoleSink:
             self._progress(row)
         elif row["kind"] == "validation":
             self._validation = f" | val {row['loss']:.4f}"
-            self.say(
-                f"step {row['step']}: validation loss {row['loss']:.4f}, perplexity {row['perplexity']:.2f} "
-                f"({row['seconds']:.1f} s)"
-            )
+            parts = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in row if name.endswith(_PARTS)]
+            figures = ", ".join([f"validation loss {row['loss']:.4f}", *parts, f"perplexity {row['perplexity']:.2f}"])
+            self.say(f"step {row['step']}: {figures} ({row['seconds']:.1f} s)")
 
     def close(self) -> None:
         """End the live line."""

@@ -21,29 +21,32 @@ class Machine:
     Attributes:
         device: of this process.
         devices: of the run.
-        tokens_per_sample: that the model reads.
         peak_flops: of all devices, per second.
         peak_source: where the peak is from: a data sheet or a measurement.
-        flops_per_token: of a training step, by two conventions.
+        recipe: what a token costs depends on the model, the objective and the sequence length.
     """
 
     device: torch.device
     devices: int
-    tokens_per_sample: int
     peak_flops: float
     peak_source: str
-    flops_per_token: TokenFlops
+    recipe: Recipe
+
+    def flops_per_token(self, sequence_length: int) -> TokenFlops:
+        """Of a training step on sequences of that length, by two conventions."""
+        return flops_per_token(self.recipe, sequence_length)
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the figures must know to compare them with others."""
+        flops = self.flops_per_token(self.recipe.data.sequence_length)
         on_cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if on_cuda else platform.processor() or "cpu",
             "devices": self.devices,
             "peak_flops_per_second": self.peak_flops,
             "peak_source": self.peak_source,
-            "flops_per_token_full": self.flops_per_token.full,
-            "flops_per_token_causal": self.flops_per_token.causal,
+            "flops_per_token_full": flops.full,
+            "flops_per_token_causal": flops.causal,
             "versions": {
                 "ptm_dist": version("ptm-dist"),
                 "torch": torch.__version__,
@@ -64,8 +67,7 @@ def machine_of(recipe: Recipe, device: torch.device, control: ControlGroup) -> M
     return Machine(
         device=device,
         devices=control.size,
-        tokens_per_sample=recipe.data.sequence_length,
         peak_flops=total,
         peak_source=peak.source,
-        flops_per_token=flops_per_token(recipe.model, recipe.data.sequence_length),
+        recipe=recipe,
     )

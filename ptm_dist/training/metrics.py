@@ -53,7 +53,7 @@ class Interval:
     def take_row(self) -> Row | None:
         """The row of all steps since the last one, or None if there were none; collective.
 
-        Mean over its steps: loss, grad_norm, step_seconds. Sum: data_wait_seconds, checkpoint_seconds. As of
+        Mean over its steps: loss and its parts, accuracies, grad_norm, step_seconds. Sum: data_wait_seconds, checkpoint_seconds. As of
         its last step: step, samples, tokens, learning_rate. `losses` has every step's, exact to the bit.
         Throughput counts the time of steps and waiting for data, not validation and checkpoints.
         """
@@ -70,13 +70,14 @@ class Interval:
             "kind": "train",
             "step": last.step,
             "samples": last.samples,
-            "tokens": last.samples * self._machine.tokens_per_sample,
+            "tokens": last.tokens,
             "loss": sum(record.result.loss for record in records) / count,
+            **{name: sum(r.result.metrics[name] for r in records) / count for name in last.result.metrics},
             "losses": [record.result.loss for record in records],
             "grad_norm": sum(record.result.grad_norm for record in records) / count,
             "learning_rate": last.learning_rate,
             "step_seconds": seconds / count,
-            **self._speed(count * last.samples // last.step, seconds),
+            **self._speed(records, seconds),
             "peak_memory_bytes": int(memory),
             "data_wait_seconds": waited,
             "checkpoint_seconds": self.checkpoint_seconds,
@@ -84,14 +85,19 @@ class Interval:
         self._records, self.checkpoint_seconds = [], 0.0
         return row
 
-    def _speed(self, samples: int, seconds: float) -> Row:
+    def _speed(self, records: list[StepRecord], seconds: float) -> Row:
         machine = self._machine
-        speed = samples * machine.tokens_per_sample / seconds
+        full = causal = 0
+        for record in records:
+            flops = machine.flops_per_token(record.sequence_length)
+            full += flops.full * record.batch_tokens
+            causal += flops.causal * record.batch_tokens
+        speed = sum(record.batch_tokens for record in records) / seconds
         return {
             "tokens_per_second": speed,
             "tokens_per_second_per_device": speed / machine.devices,
-            "mfu_full": speed * machine.flops_per_token.full / machine.peak_flops,
-            "mfu_causal": speed * machine.flops_per_token.causal / machine.peak_flops,
+            "mfu_full": full / seconds / machine.peak_flops,
+            "mfu_causal": causal / seconds / machine.peak_flops,
         }
 
 

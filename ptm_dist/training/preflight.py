@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import epochs_needed
 from data_pipeline.shards import ShardSet
 from data_pipeline.tokenizers import Tokenizer, load_tokenizer
 from ptm_dist.checkpoint.model import find_checkpoint
 from ptm_dist.checkpoint.store import CheckpointInfo, checkpoint_paths, latest
-from ptm_dist.errors import CheckpointError
+from ptm_dist.errors import CheckpointError, RecipeError
+from ptm_dist.models.roberta import PADDING_ID
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.fingerprint import differences, model_fingerprint
-from ptm_dist.recipe.schema import Recipe
+from ptm_dist.recipe.schema import Family, Recipe
 from ptm_dist.training.data import RecipeData
 from ptm_dist.training.run_directory import RunDirectory
 
@@ -23,6 +23,8 @@ _POSITION_KEYS = (
     "data.sequence_length",
     "data.shuffle",
     "training.global_batch_size",
+    "training.batch_ramp",
+    "training.phases",
     "training.seed",
 )
 
@@ -44,11 +46,12 @@ def preflight(recipe: Recipe, world_size: int) -> None:
     learning_rate(recipe.schedule, recipe.optimizer.learning_rate, 0, recipe.training.steps)
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     check_recipe(recipe, world_size, tokenizer.vocab_size)
+    check_padding(recipe, tokenizer)
     data = RecipeData(recipe)
     for shards in (data.train, data.validation):
         if shards is not None:
             _check_tokenizer(tokenizer, shards, recipe)
-    _check_amount(recipe, len(data.samples))
+    _check_amount(recipe, data)
     directory = RunDirectory(recipe.directory)
     directory.prepare(recipe)
     info = starting_checkpoint(recipe, directory)
@@ -83,6 +86,8 @@ def check_checkpoint(recipe: Recipe, info: CheckpointInfo, data_fingerprint: str
         raise CheckpointError(
             f"{info.path} is of another model ({'; '.join(model)}); use its model section, or another checkpoint"
         )
+    if info.is_weights_only:
+        return
     position = [text for text in found if text.startswith(_POSITION_KEYS)]
     if position:
         raise CheckpointError(
@@ -101,6 +106,20 @@ def check_checkpoint(recipe: Recipe, info: CheckpointInfo, data_fingerprint: str
         )
 
 
+def check_padding(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose padding id RoBERTa would not find where its published code expects it.
+
+    Raises: RecipeError.
+    """
+    pad = tokenizer.special_ids.get("pad")
+    if recipe.model.family is Family.ROBERTA and pad != PADDING_ID:
+        raise RecipeError(
+            f"model.family=roberta counts positions from behind padding id {PADDING_ID}, and {recipe.data.tokenizer} "
+            f"has {pad}; train one with `ptm tokenizer train --kind bytelevel-bpe` (or sentencepiece), or use "
+            "model.family=bert"
+        )
+
+
 def _check_tokenizer(tokenizer: Tokenizer, shards: ShardSet, recipe: Recipe) -> None:
     made_by, given = shards.tokenizer.sha256, tokenizer.identity.sha256
     if made_by != given:
@@ -110,14 +129,18 @@ def _check_tokenizer(tokenizer: Tokenizer, shards: ShardSet, recipe: Recipe) -> 
         )
 
 
-def _check_amount(recipe: Recipe, num_samples: int) -> None:
-    training, data = recipe.training, recipe.data
-    epochs = epochs_needed(num_samples, training.steps, training.global_batch_size)
-    if epochs > data.max_epochs:
-        enough = math.floor(data.max_epochs * num_samples / training.global_batch_size)
+def _check_amount(recipe: Recipe, data: RecipeData) -> None:
+    allowed = recipe.data.max_epochs
+    for part in data.phases:
+        if part.epochs <= allowed:
+            continue
+        phase, count = part.phase, len(part.samples)
+        samples = phase.samples_before(phase.end_step)
+        key = f"training.phases[{phase.number}]" if phase.number < len(recipe.training.phases) else "training.steps"
+        enough = math.floor(allowed * count / phase.sizes.final)
         raise DataError(
-            f"training.steps={training.steps} x training.global_batch_size={training.global_batch_size} means "
-            f"{epochs:.2f} epochs of the {num_samples} training samples in {data.path}, more than "
-            f"data.max_epochs={data.max_epochs:g}; set data.max_epochs={math.ceil(epochs)} to allow it, build more "
-            f"data, or train {enough} steps"
+            f"{key}: {phase.end_step - phase.first_step} steps read {samples} samples of {phase.sequence_length} "
+            f"tokens, {part.epochs:.2f} epochs of the {count} in {recipe.data.path}, more than "
+            f"data.max_epochs={allowed:g}; set data.max_epochs={math.ceil(part.epochs)} to allow it, build more data, "
+            f"or train {enough} steps"
         )

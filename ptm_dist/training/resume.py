@@ -47,7 +47,10 @@ def resume(
         return None
     chosen = info
     control.together(lambda: check_checkpoint(recipe, chosen, data_fingerprint))
-    store.load(info, engine.state())
+    state = engine.state()
+    if info.is_weights_only:
+        state = {name: box for name, box in state.items() if name.startswith("model.")}
+    store.load(info, state)
     engine.loaded(info.step)
     return info
 

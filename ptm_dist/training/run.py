@@ -197,7 +197,7 @@ def _validation(life: _Life) -> Validation | None:
     champion = life.control.from_first(lambda: best(life.directory.checkpoints))
     return Validation(
         life.recipe.evaluation.every,
-        lambda: life.data.validating(life.engine.dp_rank, life.engine.dp_size),
+        lambda step: life.data.validating(step, life.engine.dp_rank, life.engine.dp_size),
         champion.validation_loss if champion is not None else None,
         life.journal,
     )

@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import StepBatch
 from ptm_dist.engines.engine import Engine, StepResult
 from ptm_dist.optim.schedules import learning_rate
+from ptm_dist.recipe.phases import tokens_before
 from ptm_dist.recipe.schema import Recipe
 
 T = TypeVar("T")
@@ -41,6 +42,9 @@ class StepRecord:
     Attributes:
         step: its number, the first is 1.
         samples: training samples consumed so far.
+        tokens: training tokens consumed so far.
+        batch_tokens: of which in this step.
+        sequence_length: tokens of a sample of this step.
         result: what the engine says of it.
         learning_rate: it was made with.
         seconds: this rank's wall time, waiting for data included.
@@ -49,6 +53,9 @@ class StepRecord:
 
     step: int
     samples: int
+    tokens: int
+    batch_tokens: int
+    sequence_length: int
     result: StepResult
     learning_rate: float
     seconds: float
@@ -118,10 +125,20 @@ class Trainer:
         )
         result = self.engine.step(batch, rate)
         self.progress.step += 1
-        self.progress.samples += training.global_batch_size
+        self.progress.samples += batch.global_batch_size
         _refuse_divergence(self.progress.step, result)
-        seconds = waited + time.perf_counter() - started
-        return StepRecord(self.progress.step, self.progress.samples, result, rate, seconds, waited)
+        length = batch.inputs.shape[1]
+        return StepRecord(
+            step=self.progress.step,
+            samples=self.progress.samples,
+            tokens=tokens_before(self.recipe, self.progress.step),
+            batch_tokens=batch.global_batch_size * length,
+            sequence_length=length,
+            result=result,
+            learning_rate=rate,
+            seconds=waited + time.perf_counter() - started,
+            data_wait_seconds=waited,
+        )
 
 
 def _timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:

@@ -1,16 +1,18 @@
 """One cell of the parity table: train unsharded, train on a layout, compare.
 
-The reference is plain single-process PyTorch: the model, ``cross_entropy``, ``clip_grad_norm_`` and
-``torch.optim.AdamW`` in a ten-line loop. Weights start random everywhere, biases and norms included.
+The reference is plain single-process PyTorch: the model, which has a parity test of its own against Hugging
+Face's, ``cross_entropy`` over all positions, ``clip_grad_norm_`` and ``torch.optim.AdamW`` in a ten-line loop.
+Weights start random everywhere, biases and norms included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from ptm_dist.recipe.schema import Recipe
 
 GLOBAL_BATCH = 12
 SEQUENCE = 8
+NUM_HEADS = 4
 LEARNING_RATE = 3e-3
 
 
@@ -33,6 +36,7 @@ LEARNING_RATE = 3e-3
 class Problem:
     """What is learnt: the reference depends on this alone."""
 
+    family: str = "gpt2"
     tied: bool = True
     vocab_size: int = 101
     precision: str = "fp64"
@@ -42,6 +46,26 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == "fp64" else torch.float32
+
+    @property
+    def objective(self) -> str:
+        return {"bert": "mlm_nsp", "albert": "mlm_sop", "roberta": "mlm"}.get(self.family, "causal")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model section; ALBERT's four layers share two blocks behind narrow embeddings."""
+        own = {"albert": {"num_layers": 4, "layer_groups": 2, "embedding_size": 20}, "gpt3": {"attention_band": 3}}
+        return {
+            "family": self.family,
+            "vocab_size": self.vocab_size,
+            "max_positions": SEQUENCE,
+            "hidden_size": 36,
+            "num_layers": 2,
+            "num_heads": NUM_HEADS,
+            "ffn_hidden_size": 50,
+            "tie_embeddings": self.tied,
+            **own.get(self.family, {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -59,15 +83,8 @@ class Cell:
         return Recipe.model_validate(
             {
                 "name": "parity",
-                "model": {
-                    "vocab_size": self.problem.vocab_size,
-                    "max_positions": SEQUENCE,
-                    "hidden_size": 36,
-                    "num_layers": 2,
-                    "num_heads": 4,
-                    "ffn_hidden_size": 50,
-                    "tie_embeddings": self.problem.tied,
-                },
+                "model": self.problem.model,
+                "objective": {"kind": self.problem.objective},
                 "data": {"path": "unused", "tokenizer": "unused", "sequence_length": SEQUENCE},
                 "optimizer": {"learning_rate": LEARNING_RATE, "clip_norm": 0.5},
                 "training": {
@@ -112,14 +129,24 @@ class Errors:
         return max(self.loss, self.norm, self.gradient, self.weight, self.validation)
 
 
-def global_batch(problem: Problem, step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and labels, ``[global_batch, seq]``; samples have very different numbers of targets."""
+def global_batch(problem: Problem, step: int) -> StepBatch:
+    """A global batch; samples have very different numbers of targets, and unequal lengths where there is padding."""
     generator = torch.Generator().manual_seed(1000 + step)
-    ids = torch.randint(0, problem.vocab_size, (problem.global_batch, SEQUENCE + 1), generator=generator)
-    labels = ids[:, 1:].clone()
-    for sample in range(problem.global_batch):
+    size = problem.global_batch
+    ids = torch.randint(0, problem.vocab_size, (size, SEQUENCE + 1), generator=generator)
+    inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].clone()
+    lengths = torch.full((size,), SEQUENCE)
+    segments, pair_labels = torch.zeros_like(inputs), torch.full((size,), IGNORE_INDEX)
+    for sample in range(size):
         labels[sample, : sample % (SEQUENCE - 1)] = IGNORE_INDEX
-    return ids[:, :-1].contiguous(), labels
+    if problem.objective != "causal":
+        lengths = torch.randint(3, SEQUENCE + 1, (size,), generator=generator)
+        labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE_INDEX
+        labels[torch.arange(SEQUENCE) >= lengths[:, None]] = IGNORE_INDEX
+    if problem.objective.startswith("mlm_"):
+        segments = (torch.arange(SEQUENCE) >= lengths[:, None] // 2).long()
+        pair_labels = torch.randint(0, 2, (size,), generator=generator)
+    return StepBatch(step, 0, size, np.arange(size), inputs, labels, lengths, segments, pair_labels)
 
 
 def initial_weights(problem: Problem) -> dict[str, Tensor]:
@@ -146,8 +173,7 @@ def reference_trace(problem: Problem) -> Trace:
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, foreach=False)
     trace = Trace()
     for step in range(problem.steps):
-        inputs, labels = global_batch(problem, step)
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+        loss = plain_loss(model, global_batch(problem, step))
         loss.backward()
         if step == 0:
             trace.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -157,9 +183,17 @@ def reference_trace(problem: Problem) -> Trace:
         trace.losses.append(loss.item())
     trace.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
-        inputs, labels = global_batch(problem, problem.steps)
-        trace.validation = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten()).item()
+        trace.validation = plain_loss(model, global_batch(problem, problem.steps)).item()
     return trace
+
+
+def plain_loss(model: nn.Module, batch: StepBatch) -> Tensor:
+    """Mean over tokens plus mean over pairs, logits computed at every position."""
+    valid = torch.arange(SEQUENCE) < batch.lengths[:, None]
+    segments = batch.segments if model.spec.embedding.segments > 1 else None
+    output = model(batch.inputs, segments, valid)
+    loss = F.cross_entropy(output.tokens.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
+    return loss if output.pairs is None else loss + F.cross_entropy(output.pairs, batch.pair_labels)
 
 
 def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
@@ -182,10 +216,10 @@ def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
 
 def slice_batch(problem: Problem, step: int, engine: NativeEngine) -> StepBatch:
     """This rank's part of a global batch."""
-    inputs, labels = global_batch(problem, step)
+    whole = global_batch(problem, step)
     begin, end = slice_of(problem.global_batch, engine.dp_rank, engine.dp_size)
-    ids = torch.arange(begin, end).numpy()
-    return StepBatch(step, begin, ids, inputs[begin:end], labels[begin:end])
+    rows = ("sample_ids", "inputs", "labels", "lengths", "segments", "pair_labels")
+    return replace(whole, first_sample=begin, **{name: getattr(whole, name)[begin:end] for name in rows})
 
 
 def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
@@ -245,7 +279,7 @@ def _without_key_bias(name: str, weight: Tensor) -> Tensor:
     """Softmax does not see the key bias: its true gradient is zero; Adam makes steps of the noise."""
     if not name.endswith("attention.qkv.bias"):
         return weight
-    return weight.view(4, 3, -1)[:, [0, 2]]
+    return weight.view(NUM_HEADS, 3, -1)[:, [0, 2]]
 
 
 def run_cells(cells: list[Cell], references: str, device: str = "cpu") -> list[dict[str, Any]]:

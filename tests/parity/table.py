@@ -16,6 +16,8 @@ import torch
 from tests.distributed import run_distributed
 from tests.parity.cells import Cell, Errors, Problem, reference_name, reference_trace, run_cells
 
+Measured = tuple[str, Cell, Errors]
+
 LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "one process": (1, {}),
     "DP 2": (2, {}),
@@ -43,6 +45,8 @@ EXTRA_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
 }
 ACCUMULATIONS = (1, 3)
 RECOMPUTES = ("none", "full")
+ENCODERS = ("bert", "roberta", "albert")
+FAMILIES = ("gpt1", "gpt3", *ENCODERS)
 PROBLEMS = [Problem(tied=tied, vocab_size=vocab) for tied in (True, False) for vocab in (96, 101)]
 FP64_TOLERANCE = 1e-12
 """A mistake shows at 1e-3, rounding of another order of sums at 1e-14."""
@@ -69,13 +73,26 @@ def extras() -> list[tuple[str, Cell]]:
     ]
 
 
+def other_families() -> list[tuple[str, Cell]]:
+    """Every family on every layout; the BERT family twice, once with recompute, accumulation and uneven slices."""
+    layouts = {**LAYOUTS, **EXTRA_LAYOUTS}
+    easy = [(Problem(family), "none", 1) for family in FAMILIES]
+    hard = [(Problem(family, global_batch=10), "full", 3) for family in ENCODERS]
+    untied = [(Problem(family, tied=False, vocab_size=96), "none", 2) for family in ENCODERS]
+    return [
+        (name, Cell(problem, world, {**layout, "recompute": recompute}, accumulation))
+        for problem, recompute, accumulation in [*easy, *hard, *untied]
+        for name, (world, layout) in (LAYOUTS if not problem.tied else layouts).items()
+    ]
+
+
 def single_precision() -> list[tuple[str, Cell]]:
     """Each layout once in float32."""
     problem = Problem(precision="fp32")
     return [(name, Cell(problem, world, layout, 3)) for name, (world, layout) in {**LAYOUTS, **EXTRA_LAYOUTS}.items()]
 
 
-def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> list[tuple[str, Cell, Errors]]:
+def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> list[Measured]:
     """Run cells, all of one world size in one group of processes."""
     backend = "nccl" if device == "cuda" else "gloo"
     by_world: dict[int, list[tuple[str, Cell]]] = defaultdict(list)
@@ -92,8 +109,14 @@ def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> lis
     return measured
 
 
-def page(double: list[tuple[str, Cell, Errors]], single: list[tuple[str, Cell, Errors]]) -> str:
+def page(double: list[Measured], single: list[Measured], families: list[Measured]) -> str:
     """The Markdown of docs/layouts.md."""
+    template = Path(__file__).with_name("layouts.template.md").read_text()
+    template = template.replace("@TABLE@", _gpt2_table(double, single)).replace("@FAMILIES@", _family_table(families))
+    return template.replace("@TORCH@", torch.__version__)
+
+
+def _gpt2_table(double: list[Measured], single: list[Measured]) -> str:
     single_by_name = {name: errors for name, _, errors in single}
     lines = [
         "| layout | cells | loss | norm | gradients | weights | validation | fp32 gradients | fp32 weights |",
@@ -108,9 +131,21 @@ def page(double: list[tuple[str, Cell, Errors]], single: list[tuple[str, Cell, E
         fp32 = single_by_name[name]
         figures = " | ".join(f"{value:.0e}" for value in (*worst, fp32.gradient, fp32.weight))
         lines.append(f"| {name} | {len(group)} | {figures} |")
-    template = Path(__file__).with_name("layouts.template.md").read_text()
-    return template.replace("@TABLE@", "\n".join(lines)).replace("@TORCH@", torch.__version__)
+    return "\n".join(lines)
+
+
+def _family_table(measured: list[Measured]) -> str:
+    """Worst error of all parts, by layout and family."""
+    lines = [f"| layout | {' | '.join(FAMILIES)} |", "|---" * (1 + len(FAMILIES)) + "|"]
+    for name in {name: None for name, _, _ in measured}:
+        worst = [
+            max(errors.worst() for other, cell, errors in measured if (other, cell.problem.family) == (name, family))
+            for family in FAMILIES
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{value:.0e}' for value in worst)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    Path("docs/layouts.md").write_text(page(measure([*matrix(), *extras()]), measure(single_precision())))
+    measured = measure([*matrix(), *extras()]), measure(single_precision()), measure(other_families())
+    Path("docs/layouts.md").write_text(page(*measured))

@@ -12,6 +12,7 @@ from tests.parity.table import (
     extras,
     matrix,
     measure,
+    other_families,
     single_precision,
 )
 
@@ -25,6 +26,13 @@ def test_every_layout_equals_plain_training_in_double_precision(world_size):
 
 def test_products_of_layouts_and_uneven_batches_equal_plain_training():
     for name, cell, errors in measure(extras()):
+        assert errors.worst() < FP64_TOLERANCE, (name, cell, errors)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_family_equals_plain_training_on_every_layout(world_size):
+    cells = [(name, cell) for name, cell in other_families() if cell.world_size == world_size]
+    for name, cell, errors in measure(cells):
         assert errors.worst() < FP64_TOLERANCE, (name, cell, errors)
 
 

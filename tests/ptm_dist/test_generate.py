@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ptm_dist.downstream.generate import generate
-from ptm_dist.models import build_model, model_spec
+from ptm_dist.models import ModelOutput, build_model, model_spec
 from ptm_dist.models.hf import to_gpt2
 from ptm_dist.recipe.schema import ModelSection
 
@@ -18,9 +18,9 @@ class Ramp(nn.Module):
         self.logits = torch.tensor(logits)
         self.seen: list[int] = []
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, *, positions):
         self.seen.append(input_ids.shape[1])
-        return self.logits.expand(*input_ids.shape, -1)
+        return ModelOutput(self.logits.expand(len(positions), -1), None)
 
 
 def drawn(logits: list[float], count: int = 400, **options) -> set[int]:

@@ -1,0 +1,80 @@
+"""A rank's slice of a global batch, cut into what one forward pass reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_pipeline.loader import StepBatch
+from data_pipeline.samples import IGNORE_INDEX
+from ptm_dist.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads and is to predict, on the device.
+
+    Attributes:
+        input_ids: ``[batch, seq]``, int64.
+        segment_ids: ``[batch, seq]``, int64; None for a model without segments.
+        valid: False at padding, ``[batch, seq]``, bool; None for a causal model.
+        positions: indices of the predicted tokens in the flattened batch, ``[n]``; None: all of them.
+        targets: token ids, ``[n]`` or ``[batch * seq]``; ``IGNORE_INDEX`` where there is none.
+        pair_targets: ``[batch]``; ``IGNORE_INDEX`` where there is none.
+    """
+
+    input_ids: Tensor
+    segment_ids: Tensor | None
+    valid: Tensor | None
+    positions: Tensor | None
+    targets: Tensor
+    pair_targets: Tensor
+
+
+def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device: torch.device) -> Iterator[MicroBatch]:
+    """Micro-batches of equal shape; a rank with fewer samples fills up with samples without targets.
+
+    Args:
+        batch: this rank's slice.
+        count: micro-batches.
+        size: samples of each.
+        spec: what the model reads.
+        device: where it does.
+    """
+    missing = count * size - len(batch.inputs)
+    length = batch.inputs.shape[1]
+    rows = zip(
+        F.pad(batch.inputs, (0, 0, 0, missing)).split(size),
+        F.pad(batch.labels, (0, 0, 0, missing), value=IGNORE_INDEX).split(size),
+        F.pad(batch.lengths, (0, missing), value=length).split(size),
+        F.pad(batch.segments, (0, 0, 0, missing)).split(size),
+        F.pad(batch.pair_labels, (0, missing), value=IGNORE_INDEX).split(size),
+        strict=True,
+    )
+    for inputs, labels, lengths, segments, pair_labels in rows:
+        causal = spec.block.causal
+        positions, targets = (None, labels.flatten()) if causal else _predicted(labels)
+        yield MicroBatch(
+            input_ids=inputs.to(device, non_blocking=True),
+            segment_ids=segments.to(device, non_blocking=True) if spec.embedding.segments > 1 else None,
+            valid=None if causal else (torch.arange(length) < lengths[:, None]).to(device, non_blocking=True),
+            positions=None if positions is None else positions.to(device, non_blocking=True),
+            targets=targets.to(device, non_blocking=True),
+            pair_targets=pair_labels.to(device, non_blocking=True),
+        )
+
+
+def _predicted(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where something is predicted, and what; found on the CPU, where it costs no wait for the device.
+
+    One position without a target stands for none, so that every parameter of the head has a gradient.
+    """
+    flat = labels.flatten()
+    positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
+    if not len(positions):
+        positions = torch.zeros(1, dtype=torch.int64)
+    return positions, flat[positions]
