@@ -17,6 +17,9 @@ WORD_STARTS = "wstart.bin"
 MEMBERS = (META, TOKENS, DOCUMENTS, SENTENCES, WORD_STARTS)
 """Members of a shard in the order in which they lie in the file; KEY. stands before each name."""
 
+STRUCTURE = (DOCUMENTS, SENTENCES, WORD_STARTS)
+"""Members that say where things start, and not what the text is."""
+
 DOCUMENT_DTYPE = np.dtype("<i8")
 SENTENCE_DTYPE = np.dtype("<i4")
 MAX_SHARD_TOKENS = np.iinfo(SENTENCE_DTYPE).max

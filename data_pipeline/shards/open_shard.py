@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class OpenShard:
     Attributes:
         tokens: ids of all documents, [tokens], u16 or u32.
         document_offsets: where each document starts, then the number of tokens, [documents + 1], int64.
-        sentence_offsets: where each sentence starts, then the number of tokens, int32.
+        sentence_offsets: where each sentence starts, then the number of tokens, [sentences + 1], int32.
 
     Raises:
         DataError: the file is missing, unreadable or of another size than the manifest says.
@@ -63,14 +63,21 @@ class OpenShard:
         self.document_offsets: NDArray[np.int64] = self.member(fmt.DOCUMENTS).view(fmt.DOCUMENT_DTYPE)
         self.sentence_offsets: NDArray[np.int32] = self.member(fmt.SENTENCES).view(fmt.SENTENCE_DTYPE)
 
+    def word_starts(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Which of the tokens [begin, end) start a word, [end - begin], a copy."""
+        first = begin // 8
+        data = self.member(fmt.WORD_STARTS)[first : (end + 7) // 8]
+        bits = np.unpackbits(data, count=end - 8 * first, bitorder="little")
+        return bits[begin - 8 * first :].view(np.bool_)
+
     def member(self, name: str) -> NDArray[np.uint8]:
         """The bytes of one member."""
         place = self._entry.members[name]
         return self._bytes[place.offset : place.offset + place.size]
 
-    def damaged_members(self) -> Iterator[str]:
-        """One sentence for each member whose hash is not the one of the manifest."""
-        for name in fmt.MEMBERS:
+    def damaged_members(self, names: Iterable[str] = fmt.MEMBERS) -> Iterator[str]:
+        """One sentence for each of the members whose hash is not the one of the manifest."""
+        for name in names:
             expected = self._entry.members[name].xxh3
             found = xxhash.xxh3_64_hexdigest(self.member(name).data)
             if found != expected:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,25 @@ _MAX_OPEN = 256
 """Shards mapped at one time by one process; each takes a file descriptor, of which there are often 1024."""
 
 
+@dataclass(frozen=True)
+class Structure:
+    """Where things start in one shard; positions count from its first token.
+
+    Attributes:
+        first_token: position of the shard's first token in the whole set.
+        documents: where each document starts, then the number of tokens, [documents + 1], int64.
+        sentences: where each sentence starts, then the number of tokens, [sentences + 1], int32.
+        word_starts: which of the tokens [begin, end) start a word, [end - begin], bool.
+    """
+
+    first_token: int
+    documents: NDArray[np.int64]
+    sentences: NDArray[np.int32]
+    word_starts: Callable[[int, int], NDArray[np.bool_]]
+
+
 class ShardSet:
-    """All shards of a folder as one row of tokens, with the positions at which documents start.
+    """All shards of a folder as one row of tokens, with the positions at which documents, sentences and words start.
 
     Files are mapped when they are first read, in each process for itself: a set can be pickled and forked
     freely, and holds a few numbers for each shard in memory.
@@ -30,7 +49,7 @@ class ShardSet:
         self.manifest = manifest
         self._ends = np.cumsum([shard.tokens for shard in manifest.shards], dtype=np.int64)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._verified: set[int] = set()
+        self._verified: set[tuple[int, str]] = set()
 
     @classmethod
     def open(cls, directory: Path) -> ShardSet:
@@ -55,6 +74,12 @@ class ShardSet:
     def num_documents(self) -> int:
         """Documents of all shards."""
         return sum(shard.documents for shard in self.manifest.shards)
+
+    @property
+    def num_sentences(self) -> int:
+        """Sentences of all shards; as many as documents if nobody looked for sentences."""
+        sizes = (shard.members[fmt.SENTENCES].size for shard in self.manifest.shards)
+        return sum(size // fmt.SENTENCE_DTYPE.itemsize - 1 for size in sizes)
 
     @property
     def fingerprint(self) -> str:
@@ -89,10 +114,44 @@ class ShardSet:
         self._checked(begin, end)
         found = [np.empty(0, dtype=np.int64)]
         for number, first, last, base in self._pieces(begin, end):
-            offsets = self._shard(number).document_offsets
-            low, high = np.searchsorted(offsets[:-1], (first, last))
-            found.append(offsets[low:high] + np.int64(base))
+            found.append(_between(self._shard(number).document_offsets, first, last) + np.int64(base))
         return np.concatenate(found)
+
+    def sentence_starts(self, begin: int, end: int) -> NDArray[np.int64]:
+        """The positions in [begin, end) of the whole set at which a sentence starts, ascending, int64.
+
+        Raises:
+            IndexError: not 0 <= begin <= end <= num_tokens.
+            DataError: a shard is missing or damaged.
+        """
+        self._checked(begin, end)
+        found = [np.empty(0, dtype=np.int64)]
+        for number, first, last, base in self._pieces(begin, end):
+            found.append(_between(self._shard(number).sentence_offsets, first, last) + np.int64(base))
+        return np.concatenate(found)
+
+    def word_starts(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Which of the tokens [begin, end) of the whole set start a word, [end - begin], a copy.
+
+        Raises:
+            IndexError: not 0 <= begin <= end <= num_tokens.
+            DataError: a shard is missing or damaged.
+        """
+        self._checked(begin, end)
+        found = [np.empty(0, dtype=np.bool_)]
+        found += [self._shard(number).word_starts(first, last) for number, first, last, _ in self._pieces(begin, end)]
+        return np.concatenate(found)
+
+    def structures(self) -> Iterator[Structure]:
+        """Where things start in each shard, shard by shard; no text is read.
+
+        Raises:
+            DataError: a shard is missing or damaged.
+        """
+        for number, entry in enumerate(self.manifest.shards):
+            shard = self._shard(number, fmt.STRUCTURE)
+            first_token = int(self._ends[number]) - entry.tokens
+            yield Structure(first_token, shard.document_offsets, shard.sentence_offsets, shard.word_starts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory, "manifest": self.manifest}
@@ -117,16 +176,24 @@ class ShardSet:
             number += 1
         return pieces
 
-    def _shard(self, number: int) -> OpenShard:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        shard = OpenShard(self.directory, self.manifest.shards[number], self.manifest.token_dtype)
-        if number not in self._verified:
-            for problem in shard.damaged_members():
-                raise DataError(problem)
-            self._verified.add(number)
+    def _shard(self, number: int, members: Sequence[str] = fmt.MEMBERS) -> OpenShard:
+        """A shard of which `members` have been found whole."""
+        shard = self._open.get(number)
+        if shard is None:
+            shard = OpenShard(self.directory, self.manifest.shards[number], self.manifest.token_dtype)
+        unverified = [name for name in members if (number, name) not in self._verified]
+        for problem in shard.damaged_members(unverified):
+            raise DataError(problem)
+        self._verified.update((number, name) for name in unverified)
         self._open[number] = shard
+        self._open.move_to_end(number)
         if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
         return shard
+
+
+def _between(offsets: NDArray[np.integer], first: int, last: int) -> NDArray[np.integer]:
+    """The offsets in [first, last), without the closing one."""
+    # Keys of another integer type would make numpy convert, and so read, all offsets.
+    low, high = np.searchsorted(offsets[:-1], np.array([first, last], dtype=offsets.dtype))
+    return offsets[low:high]

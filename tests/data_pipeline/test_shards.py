@@ -6,6 +6,7 @@ import pickle
 import resource
 import tarfile
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,13 +65,48 @@ def test_every_window_equals_the_joined_documents_also_across_shards(tmp_path):
             np.testing.assert_array_equal(shards.document_starts(begin, end), inside)
 
 
+def test_sentences_and_words_of_every_window_are_those_of_the_joined_documents(tmp_path):
+    shards, stream = build(tmp_path)
+    documents = np.cumsum([0, 5, 1, 9, 1, 40, 2])
+    sentences = np.concatenate([np.arange(begin, end, 3) for begin, end in pairwise(documents.tolist())])
+    assert shards.num_sentences == sentences.size
+    for begin in range(stream.size + 1):
+        for end in range(begin, stream.size + 1):
+            inside = sentences[(sentences >= begin) & (sentences < end)]
+            np.testing.assert_array_equal(shards.sentence_starts(begin, end), inside)
+            words = shards.word_starts(begin, end)
+            assert words.dtype == np.bool_
+            np.testing.assert_array_equal(words, stream[begin:end] % 2 == 0)
+
+
+def test_the_structure_of_every_shard_is_found_without_its_text(tmp_path):
+    shards, stream = build(tmp_path)
+    flip_bit(tmp_path / "shard-00001.tar", shards.manifest.shards[1].members["tokens.bin"].offset)
+    structures = list(shards.structures())
+    assert [structure.first_token for structure in structures] == [0, 15, 16]
+    assert [structure.documents.tolist() for structure in structures] == [[0, 5, 6, 15], [0, 1], [0, 40, 42]]
+    assert structures[0].sentences.tolist() == [0, 3, 5, 6, 9, 12, 15]
+    np.testing.assert_array_equal(structures[2].word_starts(5, 23), stream[21:39] % 2 == 0)
+    with pytest.raises(DataError, match=r"tokens\.bin has the hash"):
+        shards.tokens(15, 16)
+
+
+@pytest.mark.parametrize("member", ["docs.bin", "sents.bin", "wstart.bin"])
+def test_a_flipped_bit_in_the_structure_is_found_when_it_is_read(tmp_path, member):
+    shards, _ = build(tmp_path)
+    flip_bit(tmp_path / "shard-00002.tar", shards.manifest.shards[2].members[member].offset)
+    with pytest.raises(DataError, match=rf"shard-00002.tar is damaged: member 00002.{member} has the hash"):
+        list(shards.structures())
+
+
 @pytest.mark.parametrize(("begin", "end"), [(-1, 3), (3, 2), (0, 59)])
 def test_positions_outside_the_set_are_refused(tmp_path, begin, end):
     shards, _ = build(tmp_path)
     with pytest.raises(IndexError):
         shards.tokens(begin, end)
-    with pytest.raises(IndexError):
-        shards.document_starts(begin, end)
+    for read in (shards.document_starts, shards.sentence_starts, shards.word_starts):
+        with pytest.raises(IndexError):
+            read(begin, end)
 
 
 def test_plain_webdataset_reads_each_shard_as_one_sample(tmp_path):
