@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ptm_dist.checkpoint.state import load_state
 from ptm_dist.checkpoint.store import MANIFEST_FILE, CheckpointInfo, latest, read_checkpoint, verify
 from ptm_dist.errors import CheckpointError
-from ptm_dist.models import build_model
+from ptm_dist.models import LanguageModel, build_model
 from ptm_dist.parallel.control import ALONE
 from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.schema import Recipe
 
 
-def load_model(path: Path) -> tuple[nn.Module, Recipe]:
+def load_model(path: Path) -> tuple[LanguageModel, Recipe]:
     """The model of a checkpoint in float32 on the CPU, in evaluation mode, and the recipe that trained it.
 
     Args:

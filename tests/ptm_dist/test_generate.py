@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ptm_dist.downstream.generate import generate
-from ptm_dist.models import ModelOutput, build_model, model_spec
-from ptm_dist.models.hf import to_gpt2
+from ptm_dist.models import ModelOutput, build_model
+from ptm_dist.models.hf import to_hf
 from ptm_dist.recipe.schema import ModelSection
 
 
@@ -47,7 +47,7 @@ def test_greedy_tokens_equal_those_of_transformers(gpt):
         vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=None, eos_token_id=None
     )
     reference = transformers.GPT2LMHeadModel(config).eval()
-    weights = to_gpt2(dict(model.named_parameters()), model_spec(section))
+    weights = to_hf(dict(model.named_parameters()), section)
     reference.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
     prompts = torch.randint(61, (3, 5), generator=torch.Generator().manual_seed(0))
     expected = reference.generate(prompts, max_new_tokens=19, do_sample=False, attention_mask=torch.ones_like(prompts))
