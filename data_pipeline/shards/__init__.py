@@ -19,7 +19,7 @@ The bytes depend on the documents alone: no times, no user names, no machine.
 
 from data_pipeline.shards.format import TokenizedDocument, TokenizerIdentity, token_dtype
 from data_pipeline.shards.manifest import Manifest, MemberEntry, ShardEntry, write_manifest
-from data_pipeline.shards.reader import ShardSet
+from data_pipeline.shards.reader import ShardSet, Structure
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.writer import write_shard
 
@@ -28,6 +28,7 @@ __all__ = [
     "MemberEntry",
     "ShardEntry",
     "ShardSet",
+    "Structure",
     "TokenizedDocument",
     "TokenizerIdentity",
     "token_dtype",

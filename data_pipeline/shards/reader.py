@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,18 @@ class Structure:
         first_token: position of the shard's first token in the whole set.
         documents: where each document starts, then the number of tokens, [documents + 1], int64.
         sentences: where each sentence starts, then the number of tokens, [sentences + 1], int32.
-        word_starts: which of the tokens [begin, end) start a word, [end - begin], bool.
+        word_start_bits: one bit for each token, the lowest of a byte first, [ceil(tokens / 8)], uint8.
     """
 
     first_token: int
     documents: NDArray[np.int64]
     sentences: NDArray[np.int32]
-    word_starts: Callable[[int, int], NDArray[np.bool_]]
+    word_start_bits: NDArray[np.uint8]
+
+    def starts_word(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a word starts at each position, any shape, bool."""
+        bits: NDArray[np.int64] = self.word_start_bits[positions >> 3] >> (positions & 7)
+        return np.bitwise_and(bits, 1).astype(np.bool_)
 
 
 class ShardSet:
@@ -151,7 +156,7 @@ class ShardSet:
         for number, entry in enumerate(self.manifest.shards):
             shard = self._shard(number, fmt.STRUCTURE)
             first_token = int(self._ends[number]) - entry.tokens
-            yield Structure(first_token, shard.document_offsets, shard.sentence_offsets, shard.word_starts)
+            yield Structure(first_token, shard.document_offsets, shard.sentence_offsets, shard.member(fmt.WORD_STARTS))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory, "manifest": self.manifest}

@@ -86,7 +86,7 @@ def test_the_structure_of_every_shard_is_found_without_its_text(tmp_path):
     assert [structure.first_token for structure in structures] == [0, 15, 16]
     assert [structure.documents.tolist() for structure in structures] == [[0, 5, 6, 15], [0, 1], [0, 40, 42]]
     assert structures[0].sentences.tolist() == [0, 3, 5, 6, 9, 12, 15]
-    np.testing.assert_array_equal(structures[2].word_starts(5, 23), stream[21:39] % 2 == 0)
+    np.testing.assert_array_equal(structures[2].starts_word(np.arange(5, 23)), stream[21:39] % 2 == 0)
     with pytest.raises(DataError, match=r"tokens\.bin has the hash"):
         shards.tokens(15, 16)
 

@@ -1,0 +1,171 @@
+"""Masked language modelling over pairs of texts: does B follow A (BERT), or are the two swapped (ALBERT)?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.samples import Sample
+from data_pipeline.samples.chunks import document_chunks
+from data_pipeline.samples.framing import Frame, SampleKey, Stretch
+from data_pipeline.samples.masking import MaskingPolicy
+from data_pipeline.shards import ShardSet
+
+PairKind = Literal["next_sentence", "sentence_order"]
+
+_OBJECTIVES: dict[PairKind, str] = {"next_sentence": "mlm_nsp", "sentence_order": "mlm_sop"}
+
+
+class PairSamples:
+    """Samples ``classify A separator B separator``, each made of one chunk of a document.
+
+    A is the chunk up to a random sentence, B the rest. With probability 1/2 the label is 1: of next-sentence
+    prediction, B is then text of another document, from a random sentence on and as far as whole sentences fit; of
+    sentence-order prediction, A and B have changed places. Documents of a single short sentence are in no sample.
+
+    Args:
+        shards: the text, with sentences.
+        sequence_length: S, positions of a sample.
+        policy: what to mask, and how.
+        kind: what the label of a pair says.
+        seed: of the run.
+        source: name of the data set; two sources of one run are paired and masked independently.
+        copies: different pairs and masks of each chunk that the epochs read in turn; 0 makes new ones in every epoch.
+        short_sequence_probability: share of the samples that are cut to a random length of 2 tokens of text or more.
+
+    Attributes:
+        left_out: documents that are in no sample.
+
+    Raises:
+        DataError: the tokenizer of the shards lacks a special id, the shards have no sentences or too little text,
+            or a shard is missing or damaged.
+        ValueError: a share outside [0, 1].
+
+    Sources: BERT (arXiv 1810.04805), section 3.1 and appendix A.2; ALBERT (arXiv 1909.11942), section 3.1.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        sequence_length: int,
+        policy: MaskingPolicy,
+        *,
+        kind: PairKind,
+        seed: int,
+        source: str,
+        copies: int,
+        short_sequence_probability: float = 0.1,
+    ) -> None:
+        if not 0 <= short_sequence_probability <= 1:
+            raise ValueError(f"short_sequence_probability {short_sequence_probability} must lie in [0, 1]")
+        if shards.num_sentences == shards.num_documents:
+            raise DataError(
+                f"no document in {shards.directory} has two sentences, and sentence pairs need them: build the shards "
+                "from text with `ptm data build`, which finds sentences, or use the objective mlm"
+            )
+        self._frame = Frame(shards, sequence_length, policy, texts=2)
+        self._key = SampleKey(seed, _OBJECTIVES[kind], source, copies)
+        self._kind = kind
+        self._short = short_sequence_probability
+        self._chunks = document_chunks(shards, self._frame.room)
+        self.left_out = self._chunks.left_out
+        self._check_text()
+
+    def _check_text(self) -> None:
+        documents = self._frame.shards.num_documents - self.left_out
+        needed = 2 if self._kind == "next_sentence" else 1
+        if documents < needed:
+            raise DataError(
+                f"{self._frame.shards.directory} has {documents} documents of two or more sentences, but "
+                f"{_OBJECTIVES[self._kind]} needs {needed}: build it from more text"
+            )
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of every sample."""
+        return self._frame.sequence_length
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """The pair of chunk `index`, from 0, as this epoch makes and masks it.
+
+        Raises:
+            IndexError: there is no such chunk.
+            DataError: a shard that it lies in is missing or damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} is outside [0, {len(self)})")
+        rng = self._key.generator(index, epoch)
+        label, short, length = rng.random(3).tolist()
+        room = self._frame.room if short >= self._short else 2 + int(length * (self._frame.room - 1))
+        first, second = self._split(index, room, rng)
+        other = label < 0.5
+        if other and self._kind == "next_sentence":
+            second = self._elsewhere(index, room - (first[1] - first[0]), rng)
+        first, second = truncate_pair(first, second, room, rng)
+        if other and self._kind == "sentence_order":
+            first, second = second, first
+        return self._frame.sample([first, second], int(other), rng)
+
+    def _split(self, index: int, room: int, rng: np.random.Generator) -> tuple[Stretch, Stretch]:
+        """The sentences of a chunk that fit, at least two, parted at a random sentence."""
+        begin, end = self._chunks.bounds(index)
+        starts = self._starts_within(begin, end)
+        if end - begin > room:
+            end = _last_within(np.append(starts[1:], end), begin + room)
+            starts = starts[starts < end]
+        middle = _draw(starts, rng)
+        return (begin, middle), (middle, end)
+
+    def _elsewhere(self, index: int, room: int, rng: np.random.Generator) -> Stretch:
+        """Whole sentences of another document that fill the room, at least one even if it is longer."""
+        first, last = self._chunks.siblings(index)
+        other = int(rng.random() * (len(self) - (last - first)))
+        other += last - first if other >= first else 0
+        begin, end = self._chunks.bounds(other)
+        begin = _draw(np.append(begin, self._starts_within(begin, end)), rng)
+        if other + 1 < len(self) and self._chunks.documents[other + 1] == self._chunks.documents[other]:
+            end = self._chunks.bounds(other + 1)[1]
+        return begin, _last_within(np.append(self._frame.shards.sentence_starts(begin + 1, end), end), begin + room)
+
+    def _starts_within(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Where a second part may start: at a sentence; within a single long sentence at a word, or at any token."""
+        starts = self._frame.shards.sentence_starts(begin + 1, end)
+        if not starts.size:
+            starts = begin + 1 + np.flatnonzero(self._frame.shards.word_starts(begin + 1, end))
+        return starts if starts.size else np.arange(begin + 1, end)
+
+
+def truncate_pair(first: Stretch, second: Stretch, room: int, rng: np.random.Generator) -> tuple[Stretch, Stretch]:
+    """Cut a pair to `room` tokens: token by token from the longer text, from its front or its back at random.
+
+    Neither becomes empty if the room is at least 2. The same as the loop of Google's BERT code, without the loop.
+    """
+    sizes = first[1] - first[0], second[1] - second[0]
+    if sum(sizes) <= room:
+        return first, second
+    shorter = min(sizes)
+    if 2 * shorter <= room:
+        kept = (shorter, room - shorter) if sizes[0] <= sizes[1] else (room - shorter, shorter)
+    else:
+        kept = room - room // 2, room // 2
+    return _trim(first, kept[0], rng), _trim(second, kept[1], rng)
+
+
+def _trim(text: Stretch, size: int, rng: np.random.Generator) -> Stretch:
+    from_front = int((rng.random(text[1] - text[0] - size) < 0.5).sum())
+    return text[0] + from_front, text[0] + from_front + size
+
+
+def _last_within(ends: NDArray[np.int64], limit: int) -> int:
+    """The last of the ascending `ends` up to the limit; the first if all lie behind it."""
+    return int(ends[max(int(np.searchsorted(ends, limit, side="right")) - 1, 0)])
+
+
+def _draw(values: NDArray[np.int64], rng: np.random.Generator) -> int:
+    return int(values[int(rng.random() * values.size)])
