@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from launcher.loss_plot import Curves
     from ptm_dist.recipe.schema import Recipe
 
-RECIPE = Path("configs/demo/gpt.yaml")
+CONFIGS = Path("configs/demo")
+TOKENIZERS = {
+    "gpt": "sentencepiece-bpe",
+    "bert": "wordpiece",
+    "roberta": "bytelevel-bpe",
+    "albert": "sentencepiece-unigram",
+}
+"""The families that have a demo, and the kind of tokenizer that each was published with."""
 _PROCESSES = 2
 _VOCAB_SIZE = 4096
 _VALIDATION_FRACTION = 0.05
 _FIRST_LAYOUT = ("layout.zero_stage=3",)
 _SECOND_LAYOUT = ("layout.tensor_parallel=2", "layout.sequence_parallel=true")
 _PROMPT = "Return the"
+_MASKED = "Return the [MASK] of the file."
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,14 @@ class Places:
             file.unlink(missing_ok=True)
 
 
-def run_demo(out: Path, fresh: bool, overrides: tuple[str, ...] = ()) -> int:
+def run_demo(out: Path, fresh: bool, overrides: tuple[str, ...] = (), family: str = "gpt") -> int:
     """Run all stages; what is there already is used again, a run that was interrupted goes on.
 
     Args:
         out: folder of everything.
         fresh: begin from nothing.
         overrides: of the recipe, for both layouts.
+        family: one of `TOKENIZERS`.
 
     Returns: exit code.
     Raises: UserError for all that a user can mend.
@@ -81,20 +90,20 @@ def run_demo(out: Path, fresh: bool, overrides: tuple[str, ...] = ()) -> int:
     if fresh:
         places.remove()
     begin = time.monotonic()
-    prepare_data(places)
+    prepare_data(places, family)
     for part, layout in enumerate((_FIRST_LAYOUT, _SECOND_LAYOUT), start=1):
-        recipe = demo_recipe(places, (*overrides, *layout))
+        recipe = demo_recipe(places, family, (*overrides, *layout))
         half = recipe.training.steps // 2
         if part == 1:
-            recipe = demo_recipe(places, (*overrides, *layout, f"launch.stop_at_step={half}"))
+            recipe = demo_recipe(places, family, (*overrides, *layout, f"launch.stop_at_step={half}"))
         code = train_part(recipe, part)
         if code != 0 or steps_done(recipe) < (half if part == 1 else recipe.training.steps):
             return code
-    show_result(places, recipe, time.monotonic() - begin)
+    show_result(places, recipe, family, time.monotonic() - begin)
     return 0
 
 
-def prepare_data(places: Places) -> None:
+def prepare_data(places: Places, family: str) -> None:
     """Text, tokenizer and token shards; each command keeps what it made of the same input before."""
     from launcher.commands.data import build, stdlib
     from launcher.commands.tokenizer import train as train_tokenizer
@@ -104,24 +113,26 @@ def prepare_data(places: Places) -> None:
             print(f"{places.corpus} is there already")
         else:
             stdlib(places.corpus)
-    with stage(f"2/6 tokenizer: SentencePiece BPE of {_VOCAB_SIZE} ids"):
-        train_tokenizer([str(places.corpus)], vocab_size=_VOCAB_SIZE, out=places.tokenizer)
+    kind = TOKENIZERS[family]
+    with stage(f"2/6 tokenizer: {kind} of {_VOCAB_SIZE} ids"):
+        train_tokenizer([str(places.corpus)], kind=kind, vocab_size=_VOCAB_SIZE, out=places.tokenizer)
     with stage("3/6 token shards"):
         inputs = [str(places.corpus)]
         build(inputs, places.tokenizer, places.data, workers=_PROCESSES, validation_fraction=_VALIDATION_FRACTION)
 
 
-def demo_recipe(places: Places, overrides: tuple[str, ...]) -> Recipe:
+def demo_recipe(places: Places, family: str, overrides: tuple[str, ...]) -> Recipe:
     """The demo's recipe with this folder's paths.
 
     Raises: UserError if the repository's configs/ is not where it should be.
     """
     from ptm_dist.recipe.loading import load_recipe
 
-    beside_package = Path(__file__).resolve().parents[1] / RECIPE
-    path = RECIPE if RECIPE.exists() else beside_package
+    recipe = CONFIGS / f"{family}.yaml"
+    beside_package = Path(__file__).resolve().parents[1] / recipe
+    path = recipe if recipe.exists() else beside_package
     if not path.exists():
-        raise UserError(f"{RECIPE} not found: run `ptm demo` in a clone of the repository")
+        raise UserError(f"{recipe} not found: run `ptm demo` in a clone of the repository")
     paths = {"run_dir": places.run, "data.path": places.data, "data.tokenizer": places.tokenizer}
     return load_recipe(path, [*(f"{key}={json.dumps(str(value))}" for key, value in paths.items()), *overrides])
 
@@ -153,27 +164,48 @@ def steps_done(recipe: Recipe) -> int:
     return newest.step if newest is not None else 0
 
 
-def show_result(places: Places, recipe: Recipe, seconds: float) -> None:
-    """Sampled text, the picture, and where everything is."""
-    from launcher.commands.generate import Sampling, sample_texts
+def show_result(places: Places, recipe: Recipe, family: str, seconds: float) -> None:
+    """What the model writes or guesses, its accuracy beside chance, the picture, and where everything is."""
     from launcher.loss_plot import Curves, plot_losses
     from ptm_dist.training.run_directory import RunDirectory
+
+    if family == "gpt":
+        _show_text(places)
+    else:
+        _show_guesses(places, recipe)
+    curves = Curves.of(RunDirectory(recipe.directory).metrics)
+    plot_losses(curves, f"{recipe.name}: one run, two layouts", places.plot)
+    print(summary(places, curves, family, seconds))
+
+
+def _show_text(places: Places) -> None:
+    from launcher.commands.generate import Sampling, sample_texts
 
     with stage(f"6/6 text from the model, prompt {_PROMPT!r}"):
         sampling = Sampling(samples=1, max_new_tokens=80, temperature=0.7, top_k=40)
         print("\n".join(sample_texts(places.run, _PROMPT, sampling)))
-    curves = Curves.of(RunDirectory(recipe.directory).metrics)
-    plot_losses(curves, f"{recipe.name}: one run, two layouts", places.plot)
-    print(summary(places, curves, seconds))
 
 
-def summary(places: Places, curves: Curves, seconds: float) -> str:
+def _show_guesses(places: Places, recipe: Recipe) -> None:
+    from launcher.commands.fill import guess_tokens
+    from launcher.masked_figures import MaskedFigures
+
+    with stage(f"6/6 what the model puts into {_MASKED!r}, and how much it knows"):
+        (guesses,) = guess_tokens(places.run, _MASKED, top_k=5)
+        print(", ".join(f"{word!r} {probability:.1%}" for word, probability in guesses))
+        print(MaskedFigures.of(recipe).text())
+
+
+def summary(places: Places, curves: Curves, family: str, seconds: float) -> str:
     """What was reached, where it is, and what to try next."""
     losses = [f"  step {step:>4}  {loss:.4f}  ({curves.layout_at(step)})" for step, loss in curves.validation]
+    use = f'ptm generate --checkpoint {places.run} --prompt "{_PROMPT}" --samples 3'
+    if family != "gpt":
+        use = f'ptm fill --checkpoint {places.run} --text "{_MASKED}"'
     return "\n".join(
         [
             "",
-            f"Done in {seconds:.0f} s. Validation loss in nats per token, one curve over two layouts:",
+            f"Done in {seconds:.0f} s. Validation loss in nats, one curve over two layouts:",
             *losses,
             "",
             "Where everything is:",
@@ -182,10 +214,11 @@ def summary(places: Places, curves: Curves, seconds: float) -> str:
             f"  {places.plot}: the losses",
             "",
             "What to try next:",
-            f'  ptm generate --checkpoint {places.run} --prompt "{_PROMPT}" --samples 3',
+            f"  {use}",
+            f"  ptm checkpoint export {places.run} --format hf --out {places.root / 'hf'}",
             f"  ptm checkpoint list {places.run}",
             f"  ptm data show {places.run / 'recipe.yaml'} --step 1 --rank 0/2",
-            f"  ptm train {RECIPE} --nproc 2 --dry-run",
+            f"  ptm train {CONFIGS / family}.yaml --nproc 2 --dry-run",
             f"  tensorboard --logdir {places.run}",
         ]
     )

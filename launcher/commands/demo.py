@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,17 +10,30 @@ import typer
 
 from launcher.commands.output import examples
 
-EXAMPLES = examples("ptm demo", "ptm demo --out /tmp/demo --fresh")
+EXAMPLES = examples("ptm demo", "ptm demo --family albert", "ptm demo --out /tmp/demo --fresh")
+
+
+class DemoFamily(StrEnum):
+    """Families that have a demo."""
+
+    GPT = "gpt"
+    BERT = "bert"
+    ROBERTA = "roberta"
+    ALBERT = "albert"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    family: Annotated[DemoFamily, typer.Option(help="What to train.")] = DemoFamily.GPT,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of everything the demo makes; runs/demo or runs/demo-FAMILY.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier demo made and begin anew.")] = False,
 ) -> None:
-    """Go from raw text to a trained GPT with two processes, changing the layout half way.
+    """Go from raw text to a trained model with two processes, changing the layout half way.
 
     Takes about three minutes on two cores. What an earlier demo made is used again.
     """
     from launcher.demo import run_demo
 
-    raise typer.Exit(run_demo(out, fresh))
+    places = Path("runs/demo" if family is DemoFamily.GPT else f"runs/demo-{family.value}")
+    raise typer.Exit(run_demo(out or places, fresh, family=family.value))

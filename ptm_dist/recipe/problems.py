@@ -77,15 +77,26 @@ def _descend(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
         inner = _resolve(root, schema)
         if isinstance(step, str) and step in inner.get("properties", {}):
             schema = inner["properties"][step]
-        elif isinstance(step, int) and step < len(inner.get("prefixItems", [])):
-            schema = inner["prefixItems"][step]
+        elif isinstance(step, int) and inner.get("type") == "array":
+            schema = _item(inner, step)
         else:
             break
         path = (*path, step)
     return path, schema
 
 
+def _item(array: Schema, index: int) -> Schema:
+    """Schema of one item: of its own place in a list of fixed length, the same for all in any other."""
+    fixed = array.get("prefixItems", [])
+    item: Schema = fixed[index] if index < len(fixed) else array["items"]
+    return item
+
+
 def _resolve(root: Schema, schema: Schema) -> Schema:
+    """What a reference stands for; of a section that may be left out, the section."""
+    sections = [member for member in schema.get("anyOf", []) if "$ref" in member]
+    if len(sections) == 1 and "properties" in (section := _resolve(root, sections[0])):
+        schema = {**section, **{key: value for key, value in schema.items() if key != "anyOf"}}
     if "$ref" not in schema:
         return schema
     return {**root["$defs"][schema["$ref"].rsplit("/", 1)[1]], **schema}
@@ -99,6 +110,8 @@ def _allowed(root: Schema, schema: Schema) -> str:
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     kind = schema["type"]
     if kind == "array":
+        if "prefixItems" not in schema:
+            return f"a list, each item {_allowed(root, schema['items'])}"
         items = schema["prefixItems"]
         return f"a list of {len(items)}, each {_allowed(root, items[0])}"
     if kind == "object":

@@ -78,7 +78,7 @@ class ModelSection(Section):
     embedding_size: PositiveInt | None = None
     """Width of the token embedding (bert, roberta, albert); left out: 128 in albert, hidden_size in the others."""
     layer_groups: PositiveInt | None = None
-    """Distinct blocks, each used by num_layers / layer_groups layers in a row; left out: 1 in albert, else num_layers."""
+    """Distinct blocks, each used by num_layers / layer_groups layers; left out: 1 in albert, else num_layers."""
     attention_band: NonNegativeInt | None = None
     """Positions that every second layer looks back on, itself included; 0: all; left out: 256 in gpt3, else 0."""
     layer_norm_eps: PositiveFloat | None = None

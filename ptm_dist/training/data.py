@@ -90,14 +90,17 @@ class RecipeData:
 
     def validating(self, step: int, dp_rank: int, dp_size: int) -> Iterator[StepBatch]:
         """This rank's part of the validation samples of the phase that step `step` ends, in training-sized batches."""
-        phase = phase_at(self._recipe, step - 1)
         return validation_batches(
-            self._validation_samples[phase.number],
-            batch_size=phase.sizes.final,
+            self.validation_samples(step),
+            batch_size=phase_at(self._recipe, step - 1).sizes.final,
             dp_rank=dp_rank,
             dp_size=dp_size,
             limit=self._recipe.evaluation.samples,
         )
+
+    def validation_samples(self, step: int) -> Samples:
+        """The validation samples of the phase that step `step` ends."""
+        return self._validation_samples[phase_at(self._recipe, step - 1).number]
 
     def _phase_data(self, phase: Phase) -> PhaseData:
         recipe = self._recipe

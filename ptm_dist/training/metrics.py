@@ -53,8 +53,9 @@ class Interval:
     def take_row(self) -> Row | None:
         """The row of all steps since the last one, or None if there were none; collective.
 
-        Mean over its steps: loss and its parts, accuracies, grad_norm, step_seconds. Sum: data_wait_seconds, checkpoint_seconds. As of
-        its last step: step, samples, tokens, learning_rate. `losses` has every step's, exact to the bit.
+        Mean over its steps: loss and its parts, accuracies, grad_norm, step_seconds. Sum: data_wait_seconds,
+        checkpoint_seconds. As of its last step: step, samples, tokens, learning_rate. `losses` has every step's,
+        exact to the bit.
         Throughput counts the time of steps and waiting for data, not validation and checkpoints.
         """
         records = self._records

@@ -29,9 +29,9 @@ def test_products_of_layouts_and_uneven_batches_equal_plain_training():
         assert errors.worst() < FP64_TOLERANCE, (name, cell, errors)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", sorted({world for world, _ in LAYOUTS.values()}))
 def test_every_family_equals_plain_training_on_every_layout(world_size):
-    cells = [(name, cell) for name, cell in other_families() if cell.world_size == world_size]
+    cells = [(name, cell) for name, cell in other_families(complete=False) if cell.world_size == world_size]
     for name, cell, errors in measure(cells):
         assert errors.worst() < FP64_TOLERANCE, (name, cell, errors)
 

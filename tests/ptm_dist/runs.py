@@ -1,4 +1,4 @@
-"""Small real runs for tests: random token shards, a tiny GPT-2, and ways to start, kill and compare them."""
+"""Small real runs for tests: random token shards, a tiny model, and ways to start, kill and compare them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ptm_dist.training.world import World
 from tests import distributed  # noqa: F401  its list of preloaded modules comes first
 
 VOCAB = 67
+SPECIAL_IDS = {"end_of_document": 0, "pad": 1, "classify": 62, "separator": 63, "mask": 64, "unknown": 65}
 _context = multiprocessing.get_context("forkserver")
 # The server of tests.distributed, which must know this module too for runs to start in a blink.
 _context.set_forkserver_preload(
@@ -30,13 +31,13 @@ _context.set_forkserver_preload(
 
 def write_data(path: Path, seed: int = 0, tokenizer: TokenizerIdentity | None = None) -> Path:
     rng = np.random.default_rng(seed)
-    identity = tokenizer or TokenizerIdentity("0" * 64, VOCAB, {"end_of_document": 0})
+    identity = tokenizer or TokenizerIdentity("0" * 64, VOCAB, SPECIAL_IDS)
     for name, count in (("train", 40), ("validation", 3)):
         documents = []
         for _ in range(count):
-            tokens = np.append(rng.integers(1, VOCAB // 3, size=rng.integers(20, 60)), 0)
-            starts = np.zeros(tokens.size, dtype=bool)
-            documents.append(TokenizedDocument(tokens, np.zeros(1, dtype=np.int32), starts))
+            tokens = np.append(rng.integers(2, VOCAB // 3, size=rng.integers(20, 60)), 0)
+            words = np.arange(tokens.size) % 2 == 0
+            documents.append(TokenizedDocument(tokens, np.arange(0, tokens.size - 1, 5, dtype=np.int32), words))
         folder = path / name
         folder.mkdir(parents=True)
         entry = write_shard(folder / "shard-0.tar", "shard-0", documents, token_dtype(identity.vocab_size))
