@@ -6,55 +6,65 @@ communication.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-
-def is_decayed(name: str) -> bool:
-    """Weight decay applies to matrices and embeddings, not to biases and LayerNorm."""
-    return not (name.endswith("bias") or name.endswith("norm.weight"))
+from ptm_dist.optim.decay import decay_groups
+from ptm_dist.optim.optimizer import Shards, zero_slot
 
 
 class AdamW:
-    """Moments by parameter name, and the fused update.
+    """Moments m and v by parameter name, and the fused update.
+
+    With learning rate a, weight decay d and gradient g, each step t = 1, 2, ... does
+
+    - ``m = b1 m + (1 - b1) g`` and ``v = b2 v + (1 - b2) g^2``;
+    - ``w -= a (m' / (sqrt(v') + eps) + d w)``
+
+    where ``m' = m / (1 - b1^t)`` and ``v' = v / (1 - b2^t)``, or m and v themselves without bias correction,
+    as in the original BERT (Devlin et al. 2019, arXiv 1810.04805, optimization.py).
 
     Args:
-        parameters: gives this rank's shards by canonical name. Called at each step: the storage behind a
-            shard may move.
-        betas: decay rates of the two moments.
+        parameters: this rank's shards.
+        betas: decay rates b1 and b2 of the two moments, below 1.
         eps: added to the root of the second moment.
-        weight_decay: decoupled, see :func:`is_decayed`.
+        weight_decay: decoupled, see :func:`ptm_dist.optim.decay.is_decayed`.
+        bias_correction: divide the moments by what their start at zero leaves out.
     """
 
     def __init__(
         self,
-        parameters: Callable[[], Mapping[str, Tensor]],
+        parameters: Shards,
         *,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        bias_correction: bool = True,
     ) -> None:
         self._parameters = parameters
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
+        self.bias_correction = bias_correction
         self.steps_done = 0
-        shards = parameters()
-        self.exp_avg = {name: torch.zeros_like(shard) for name, shard in shards.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(shard) for name, shard in shards.items()}
+        self.exp_avg = zero_slot(parameters())
+        self.exp_avg_sq = zero_slot(parameters())
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
-        """Update every shard in place from gradients of the same names and shapes."""
+        """Update every shard in place; see :class:`ptm_dist.optim.optimizer.Optimizer`."""
         parameters = self._parameters()
-        for decayed in (True, False):
-            names = [name for name, p in parameters.items() if is_decayed(name) is decayed and p.numel()]
-            if names:
-                self._update(names, parameters, gradients, learning_rate, self.weight_decay if decayed else 0.0)
+        for names, weight_decay in decay_groups(parameters, self.weight_decay):
+            self._update(names, parameters, gradients, learning_rate, weight_decay)
         self.steps_done += 1
+
+    def slots(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The two moments."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
 
     def _update(
         self,
@@ -64,7 +74,9 @@ class AdamW:
         learning_rate: float,
         weight_decay: float,
     ) -> None:
-        steps = torch.full((len(names),), float(self.steps_done), device=parameters[names[0]].device)
+        # After infinitely many steps the corrections 1 - b^t are 1, exactly.
+        steps_done = float(self.steps_done) if self.bias_correction else math.inf
+        steps = torch.full((len(names),), steps_done, device=parameters[names[0]].device)
         adamw(
             [parameters[name] for name in names],
             [gradients[name] for name in names],

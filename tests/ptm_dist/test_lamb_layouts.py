@@ -1,0 +1,146 @@
+"""LAMB's norms are over whole parameters: the same steps wherever the parameters are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ptm_dist.optim.lamb import Lamb
+from ptm_dist.optim.whole_norms import WholeNorms
+from ptm_dist.parallel.mesh import ALONE, RankMesh, build_mesh
+from ptm_dist.parallel.shards import LocalShard, chunk_range
+from ptm_dist.recipe.layout import resolve_layout
+from ptm_dist.recipe.schema import LayoutSection
+from tests.distributed import run_distributed
+
+HEADS, HEAD_SIZE = 2, 5
+HIDDEN = HEADS * HEAD_SIZE
+QKV = "layers.0.attention.qkv.weight"
+SHAPES = {
+    "embeddings.token.weight": (23, HIDDEN),
+    "embeddings.position.weight": (7, HIDDEN),
+    "embeddings.norm.weight": (HIDDEN,),
+    QKV: (3 * HIDDEN, HIDDEN),
+    "layers.0.attention.qkv.bias": (3 * HIDDEN,),
+    "layers.0.attention.output.weight": (HIDDEN, HIDDEN),
+    "layers.0.ffn.up.weight": (13, HIDDEN),
+    "pair_head.classifier.weight": (2, HIDDEN),
+}
+SPLIT = {
+    "embeddings.token.weight": 0,
+    QKV: 0,
+    "layers.0.attention.qkv.bias": 0,
+    "layers.0.attention.output.weight": 1,
+    "layers.0.ffn.up.weight": 0,
+}
+WORLD, STEPS, RATE = 4, 6, 3e-3
+LAYOUTS: list[dict[str, Any]] = [
+    {},
+    {"zero_stage": 1},
+    {"zero_stage": 3, "data_parallel_replicate": 2},
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 4},
+    {"tensor_parallel": 2, "zero_stage": 3},
+]
+
+
+def whole(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()}
+
+
+def cut(name: str, tensor: Tensor, mesh: RankMesh) -> LocalShard:
+    """This rank's box: first tensor parallelism, then rows for ZeRO, as the engine cuts."""
+    offset, local = [0] * tensor.dim(), tensor
+    if name in SPLIT:
+        dimension = SPLIT[name]
+        begin, end = chunk_range(tensor.shape[dimension], mesh.tensor.size, mesh.tensor.rank)
+        offset[dimension], local = begin, local.narrow(dimension, begin, end - begin)
+    begin, end = chunk_range(local.shape[0], mesh.shard.size, mesh.shard.rank)
+    offset[0] += begin
+    return LocalShard(local[begin:end].clone(), tuple(tensor.shape), tuple(offset))
+
+
+def train(mesh: RankMesh) -> dict[str, LocalShard]:
+    boxes = {name: cut(name, tensor, mesh) for name, tensor in whole(0).items()}
+
+    def owners(name: str) -> tuple[bool, bool]:
+        return name in SPLIT and mesh.tensor.size > 1, mesh.shard.size > 1
+
+    optimizer = Lamb(
+        lambda: boxes,
+        owners,
+        mesh,
+        HEAD_SIZE,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        weight_decay=0.1,
+        bias_correction=True,
+    )
+    for step in range(STEPS):
+        gradients = {name: cut(name, tensor, mesh).local for name, tensor in whole(100 + step).items()}
+        optimizer.step(gradients, RATE)
+    return boxes
+
+
+def train_at(layouts: list[dict[str, Any]]) -> list[dict[str, LocalShard]]:
+    results = []
+    for values in layouts:
+        layout = resolve_layout(LayoutSection.model_validate(values), dist.get_world_size())
+        results.append(train(build_mesh(layout, torch.device("cpu"))))
+    return results
+
+
+def joined(name: str, ranks: list[dict[str, LocalShard]]) -> Tensor:
+    """The whole parameter; ranks that hold the same element must hold the same bits."""
+    full = torch.full(SHAPES[name], torch.nan, dtype=torch.float64)
+    for boxes in ranks:
+        target = boxes[name].cut(full)
+        known = ~target.isnan()
+        assert torch.equal(target[known], boxes[name].local[known]), f"ranks disagree about {name}"
+        target.copy_(boxes[name].local)
+    return full
+
+
+@pytest.fixture(scope="module")
+def by_layout() -> list[list[dict[str, LocalShard]]]:
+    by_rank = run_distributed(train_at, WORLD, LAYOUTS)
+    return [[layouts[index] for layouts in by_rank] for index in range(len(LAYOUTS))]
+
+
+@pytest.mark.parametrize("index", range(len(LAYOUTS)), ids=[str(layout) for layout in LAYOUTS])
+def test_lamb_makes_the_same_steps_at_every_layout(by_layout, index):
+    alone = train(RankMesh(ALONE, ALONE, ALONE, ALONE, None))
+    for name, box in alone.items():
+        # Norms are summed in another order: a few roundings of float64, of weights near 1.
+        torch.testing.assert_close(joined(name, by_layout[index]), box.local, rtol=1e-14, atol=1e-14)
+
+
+def test_the_layouts_cut_unevenly_and_leave_ranks_empty(by_layout):
+    zero = by_layout[LAYOUTS.index({"zero_stage": 1})]
+    assert [len(boxes["pair_head.classifier.weight"].local) for boxes in zero] == [1, 1, 0, 0]
+    # 8 of the 30 rows end inside the key of the first head, which has rows 5 to 9.
+    assert [boxes[QKV].offset[0] for boxes in zero] == [0, 8, 16, 24]
+    mixed = by_layout[LAYOUTS.index({"tensor_parallel": 2, "zero_stage": 3})]
+    assert sorted((boxes[QKV].offset[0], len(boxes[QKV].local)) for boxes in mixed) == [
+        (0, 8),
+        (8, 7),
+        (15, 8),
+        (23, 7),
+    ]
+
+
+def test_a_fused_weight_has_a_norm_for_query_key_and_value():
+    tensors = whole(3)
+    boxes = {name: LocalShard(t, tuple(t.shape), (0, 0)) for name, t in tensors.items() if t.dim() == 2}
+    norms = WholeNorms(boxes, lambda name: (False, False), RankMesh(ALONE, ALONE, ALONE, ALONE, None), HEAD_SIZE)
+    (values,) = norms.of(tensors)
+    query, key, value = tensors[QKV].view(HEADS, 3, HEAD_SIZE, HIDDEN).unbind(1)
+    matrices = [tensors["embeddings.token.weight"], tensors["embeddings.position.weight"], query, key, value]
+    assert values[:5].tolist() == pytest.approx([matrix.norm().item() for matrix in matrices], rel=1e-14)
+    factors = norms.spread(values)
+    assert torch.equal(factors[QKV].flatten(), values[2:5].repeat_interleave(HEAD_SIZE).repeat(HEADS))
