@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,21 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ptm_dist.checkpoint.disk import CandidFileSystem
 from ptm_dist.errors import CheckpointError
-from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.parallel.control import ALONE, ControlGroup
 from ptm_dist.parallel.shards import LocalShard
 
 METADATA_FILE = ".metadata"
+
+
+@dataclass(frozen=True)
+class LazyShard(LocalShard):
+    """A box to save whose values are fetched when it is written, and forgotten then.
+
+    Attributes:
+        read: gives the values; `local` only says their shape and dtype, on the meta device.
+    """
+
+    read: Callable[[], Tensor]
 
 
 def save_state(state: Mapping[str, LocalShard], directory: Path, control: ControlGroup) -> None:
@@ -82,21 +94,57 @@ def load_state(state: Mapping[str, LocalShard], directory: Path, control: Contro
     ]
     if wrong:
         raise CheckpointError(f"{directory} is of another model; " + "; ".join(sorted(wrong)))
+    _load(state, FileSystemReader(directory), control)
+
+
+def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical names and global shapes of the tensors in a checkpoint."""
+    return SavedState(directory).shapes
+
+
+class SavedState:
+    """The tensors of a checkpoint, read whole and one by one in a process that is alone.
+
+    Args:
+        directory: of the checkpoint.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._reader = _RememberingReader(directory)
+        entries = self._reader.read_metadata().state_dict_metadata
+        self.shapes = {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+
+    def read(self, name: str) -> Tensor:
+        """One of :attr:`shapes` in float32 on the CPU; a tensor of its own."""
+        shape = self.shapes[name]
+        box = LocalShard(torch.empty(shape, dtype=torch.float32), shape, (0,) * len(shape))
+        _load({name: box}, self._reader, ALONE)
+        return box.local
+
+
+class _RememberingReader(FileSystemReader):
+    """Reads what a checkpoint holds once, however often it is asked."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._remembered: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._remembered is None:
+            self._remembered = super().read_metadata(*args, **kwargs)
+        return self._remembered
+
+
+def _load(state: Mapping[str, LocalShard], reader: FileSystemReader, control: ControlGroup) -> None:
     _unwrapped(
         lambda: load(
             dict(state),
-            storage_reader=FileSystemReader(directory),
+            storage_reader=reader,
             planner=_ShardLoadPlanner(),
             process_group=control.group,
             no_dist=control.group is None,
         )
     )
-
-
-def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Canonical names and global shapes of the tensors in a checkpoint."""
-    entries = FileSystemReader(directory).read_metadata().state_dict_metadata
-    return {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
 
 
 def _unwrapped(action: Callable[[], object]) -> None:
@@ -124,7 +172,7 @@ class _ShardSavePlanner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         shard: LocalShard = self.state_dict[index.fqn]
-        return shard.local
+        return shard.read() if isinstance(shard, LazyShard) else shard.local
 
 
 class _ShardLoadPlanner(DefaultLoadPlanner):
