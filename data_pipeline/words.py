@@ -9,10 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-SPACE_MARKER = "\u2581"
-"""SentencePiece's stand-in for a space inside a piece."""
-
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _CLOSING = "\"'\u2019\u201d\u00bb)\\]}"
 _SENTENCE_END = re.compile(
     # A blank line ends a heading or a paragraph, whatever stands before it ...
@@ -47,45 +43,54 @@ class PieceTable:
         lengths: bytes of text (UTF-8) that an id stands for, [vocab], int64; 0 for special ids.
     """
 
-    def __init__(self, pieces: Sequence[str], special_ids: set[int]) -> None:
+    def __init__(self, pieces: Sequence[bytes | None]) -> None:
+        """Describe the bytes of text that each id stands for, a space before a word included; None: a special id."""
         self.lengths = np.zeros(len(pieces), dtype=np.int64)
         self._opens = np.ones(len(pieces), dtype=np.bool_)
         self._closes = np.ones(len(pieces), dtype=np.bool_)
-        # First bytes of characters of three and of four bytes: a word begins that many tokens later.
-        self._leads = {span: np.array([_leads(piece, span) for piece in pieces]) for span in (3, 4)}
+        # Bytes from a piece's start to the end of the character that later tokens complete; 0: nothing to complete.
+        self._completed = np.zeros(len(pieces), dtype=np.int64)
         for token, piece in enumerate(pieces):
-            if token not in special_ids:
-                self.lengths[token], self._opens[token], self._closes[token] = _describe(piece)
+            if piece:
+                self.lengths[token] = len(piece)
+                self._opens[token], self._closes[token], self._completed[token] = _describe(piece)
 
     def word_starts(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which tokens begin a word, [tokens].
 
         Words begin at the start of the text, at a space, at and after a line end, punctuation, a CJK character or a
-        special id. Of characters spelled in bytes, the ones of three and four bytes count as CJK.
+        special id. Of characters spread over several tokens, the ones of three and four bytes count as CJK.
         """
         starts = self._opens[ids]
         starts[1:] |= self._closes[ids[:-1]]
-        for span, leads in self._leads.items():
-            starts[span:] |= leads[ids[:-span]]
+        begins = np.cumsum(self.lengths[ids]) - self.lengths[ids]
+        spread = np.flatnonzero(self._completed[ids])
+        ends = begins[spread] + self._completed[ids[spread]]
+        after = np.searchsorted(begins, ends)
+        after, ends = after[after < len(ids)], ends[after < len(ids)]
+        starts[after[begins[after] == ends]] = True
         starts[:1] = True
         return starts
 
 
-def _leads(piece: str, span: int) -> bool:
-    byte = _BYTE_PIECE.fullmatch(piece)
-    first, last = {3: (0xE0, 0xEF), 4: (0xF0, 0xF7)}[span]
-    return byte is not None and first <= int(byte[1], 16) <= last
-
-
-def _describe(piece: str) -> tuple[int, bool, bool]:
-    if byte := _BYTE_PIECE.fullmatch(piece):
-        value = int(byte[1], 16)
-        stands_alone = value < 0x80 and not chr(value).isalnum()
-        return 1, value >= 0xE0 or stands_alone, stands_alone
-    text = piece.replace(SPACE_MARKER, " ")
+def _describe(piece: bytes) -> tuple[bool, bool, int]:
+    first = next((at for at, byte in enumerate(piece) if byte & 0xC0 != 0x80), len(piece))
+    last, span = _unfinished(piece)
+    text = piece[first:last].decode(errors="replace")
+    opens = not first and (not _continues_word(text[0]) if text else span > 2)
     word = text.lstrip(" ")
-    opens = text.startswith(" ") or not _continues_word(text[0])
-    return len(text.encode()), opens, bool(word) and not _continues_word(word[-1])
+    closes = not span and bool(word) and not _continues_word(word[-1])
+    return opens, closes, last + span if span > 2 else 0
+
+
+def _unfinished(piece: bytes) -> tuple[int, int]:
+    """Where the character begins that the piece does not finish, and its bytes; (length, 0) where there is none."""
+    for at in range(max(0, len(piece) - 3), len(piece)):
+        byte = piece[at]
+        span = (byte >= 0xC0) + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+        if at + span > len(piece):
+            return at, span
+    return len(piece), 0
 
 
 def _continues_word(character: str) -> bool:
