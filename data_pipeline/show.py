@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from data_pipeline.loader import slice_of
 from data_pipeline.order import SampleOrder
 from data_pipeline.ramp import BatchSizes
-from data_pipeline.samples import Samples
+from data_pipeline.samples import IGNORE_INDEX, Sample, Samples
+from data_pipeline.samples.causal import CausalSamples
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,18 @@ class ShownSample:
         index: which sample of the data set it is.
         epoch: which pass over the data set it belongs to, from 0.
         document_starts: positions at which a document starts; none if it lies within one document.
-        text: what the model reads, decoded.
+        predictions: positions that predict a token.
+        pair_label: 0 if the second text of a pair belongs behind the first, 1 if not; None if it is no pair.
+        text: what the model reads, decoded. Of masked language modelling, without padding: a predicted token as
+            «predicted→shown», a special id by its role, the second text of a pair on a line of its own.
     """
 
     counter: int
     index: int
     epoch: int
     document_starts: list[int]
+    predictions: int
+    pair_label: int | None
     text: str
 
 
@@ -60,8 +67,18 @@ def show_step(
     shown = []
     for counter, index in zip(range(begin, end), order.samples(begin, end).tolist(), strict=True):
         sample = samples.sample(index, order.epoch(counter))
-        starts = sample.document_starts.tolist()
-        shown.append(ShownSample(counter, index, order.epoch(counter), starts, decode(sample.inputs.tolist())))
+        causal = isinstance(samples, CausalSamples)
+        shown.append(
+            ShownSample(
+                counter,
+                index,
+                order.epoch(counter),
+                sample.document_starts.tolist(),
+                int((sample.labels != IGNORE_INDEX).sum()),
+                None if sample.pair_label == IGNORE_INDEX else sample.pair_label,
+                decode(sample.inputs.tolist()) if causal else _masked_text(sample, samples.special_ids, decode),
+            )
+        )
     return shown
 
 
@@ -75,4 +92,34 @@ def _headline(sample: ShownSample) -> str:
         starts = "documents start at " + ", ".join(map(str, sample.document_starts))
     else:
         starts = "no document starts here"
-    return f"--- sample {sample.counter} of the run: index {sample.index}, epoch {sample.epoch}, {starts} ---"
+    about = [f"index {sample.index}", f"epoch {sample.epoch}", starts, f"{sample.predictions} predictions"]
+    if sample.pair_label is not None:
+        about.append(f"pair label {sample.pair_label} ({'not ' if sample.pair_label else ''}in order)")
+    return f"--- sample {sample.counter} of the run: {', '.join(about)} ---"
+
+
+def _masked_text(sample: Sample, special_ids: Mapping[str, int], decode: Callable[[list[int]], str]) -> str:
+    # Sorted, so that an id of two roles, end_of_document and separator, is called by the one it has between texts.
+    names = {token: f"[{role}]" for role, token in sorted(special_ids.items())}
+    lines: list[list[str]] = [[], []]
+    length = sample.length
+    rows = zip(sample.inputs[:length].tolist(), sample.labels[:length].tolist(), sample.segments.tolist(), strict=False)
+    for (segment, plain), run in groupby(
+        rows, key=lambda row: (row[2], row[1] == IGNORE_INDEX and row[0] not in names)
+    ):
+        tokens = list(run)
+        if plain:
+            lines[segment].append(decode([shown for shown, _, _ in tokens]))
+            continue
+        for shown, predicted, _ in tokens:
+            seen = names.get(shown) or decode([shown])
+            lines[segment].append(seen if predicted == IGNORE_INDEX else f"«{decode([predicted])}→{seen}»")
+    return "\n".join(_join(parts) for parts in lines if parts)
+
+
+def _join(parts: Sequence[str]) -> str:
+    """The parts with a space between those that have none: some tokenizers drop it at the ends of what they decode."""
+    text = ""
+    for part in filter(None, parts):
+        text += part if not text or text[-1].isspace() or part[0].isspace() else f" {part}"
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,11 @@ class Samples(Protocol):
     @property
     def sequence_length(self) -> int:
         """Positions of every sample."""
+        ...
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids in the inputs that are no text, by role; see ``shards.TokenizerIdentity``."""
         ...
 
     def __len__(self) -> int: ...

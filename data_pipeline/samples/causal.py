@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from data_pipeline.errors import DataError
@@ -44,6 +46,11 @@ class CausalSamples:
     def sequence_length(self) -> int:
         """Positions of every sample."""
         return self._sequence_length
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids that are no text, by role."""
+        return self._shards.tokenizer.special_ids
 
     def __len__(self) -> int:
         return self._count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from data_pipeline.samples import IGNORE_INDEX, Sample
 from data_pipeline.samples.chunks import full_sentences
 from data_pipeline.samples.framing import Frame, SampleKey
@@ -39,6 +41,11 @@ class MaskedSamples:
     def sequence_length(self) -> int:
         """Positions of every sample."""
         return self._frame.sequence_length
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids that are no text, by role."""
+        return self._frame.shards.tokenizer.special_ids
 
     def __len__(self) -> int:
         return self._bounds.size - 1

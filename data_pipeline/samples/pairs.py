@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -87,6 +88,11 @@ class PairSamples:
     def sequence_length(self) -> int:
         """Positions of every sample."""
         return self._frame.sequence_length
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids that are no text, by role."""
+        return self._frame.shards.tokenizer.special_ids
 
     def __len__(self) -> int:
         return len(self._chunks)
