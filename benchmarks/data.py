@@ -20,6 +20,7 @@ import webdataset
 from benchmarks.timing import interleave, ratio_table
 from data_pipeline.loader import training_batches
 from data_pipeline.order import SampleOrder
+from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.shards import (
     ShardSet,
@@ -65,7 +66,7 @@ def _ours(samples: CausalSamples) -> Callable[[], object]:
 
     def read() -> None:
         batches = training_batches(
-            samples, order, global_batch_size=BATCH, start_step=0, stop_step=STEPS, dp_rank=0, dp_size=1
+            samples, order, sizes=BatchSizes(BATCH), start_step=0, stop_step=STEPS, dp_rank=0, dp_size=1
         )
         for batch in batches:
             assert batch.inputs.shape == (BATCH, SEQUENCE)

@@ -60,8 +60,7 @@ def _peak_memory(call: Callable[[], object]) -> int:
 def compare(model: str, device: torch.device) -> dict[str, dict[str, float]]:
     """Figures of every candidate, and a table on screen."""
     batch_size, _ = SIZES[model]
-    section = recipe(model, batch_size, SEQUENCE, "bf16", {}).model
-    flops = flops_per_token(section, SEQUENCE)
+    flops = flops_per_token(recipe(model, batch_size, SEQUENCE, "bf16", {}), SEQUENCE)
     peak = peak_flops(device, Precision.BF16)
     calls, memory = {}, {}
     for name, build in _candidates(model, device).items():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data_pipeline.loader import StepBatch, slice_of
+from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.recipe.schema import Recipe
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -38,4 +39,15 @@ def random_batch(recipe: Recipe, dp_rank: int, dp_size: int, device: torch.devic
     ids = torch.randint(0, recipe.model.vocab_size, (size, sequence + 1), generator=generator)
     begin, end = slice_of(size, dp_rank, dp_size)
     ids = ids[begin:end].to(device)
-    return StepBatch(0, begin, np.arange(begin, end), ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    return StepBatch(
+        step=0,
+        first_sample=begin,
+        global_batch_size=size,
+        sample_ids=np.arange(begin, end),
+        inputs=inputs,
+        labels=labels,
+        lengths=torch.full((len(inputs),), sequence, device=device),
+        segments=torch.zeros_like(inputs),
+        pair_labels=torch.full((len(inputs),), IGNORE_INDEX, device=device),
+    )

@@ -61,11 +61,16 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device
         yield MicroBatch(
             input_ids=inputs.to(device, non_blocking=True),
             segment_ids=segments.to(device, non_blocking=True) if spec.embedding.segments > 1 else None,
-            valid=None if causal else (torch.arange(length) < lengths[:, None]).to(device, non_blocking=True),
+            valid=None if causal else _valid(lengths, length).to(device, non_blocking=True),
             positions=None if positions is None else positions.to(device, non_blocking=True),
             targets=targets.to(device, non_blocking=True),
             pair_targets=pair_labels.to(device, non_blocking=True),
         )
+
+
+def _valid(lengths: Tensor, positions: int) -> Tensor:
+    """False behind the length of each sample, ``[batch, positions]``."""
+    return torch.arange(positions, device=lengths.device) < lengths[:, None]
 
 
 def _predicted(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,5 +81,5 @@ def _predicted(labels: Tensor) -> tuple[Tensor, Tensor]:
     flat = labels.flatten()
     positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
     if not len(positions):
-        positions = torch.zeros(1, dtype=torch.int64)
+        positions = torch.zeros(1, dtype=torch.int64, device=labels.device)
     return positions, flat[positions]

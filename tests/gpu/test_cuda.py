@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, slice_batch
-from tests.parity.table import LAYOUTS, matrix, measure
+from tests.parity.table import FAMILIES, LAYOUTS, matrix, measure, other_families
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +24,18 @@ def test_cuda_equals_plain_training_on_cpu_in_double_precision(name):
         assert errors.worst() < 1e-11, (cell, errors)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_on_cuda_equals_plain_training_on_cpu(family):
+    worlds = {world for world, _ in LAYOUTS.values() if world <= max(1, DEVICES)}
+    cells = [
+        (name, cell)
+        for name, cell in other_families(complete=True)
+        if cell.problem.family == family and cell.world_size in worlds
+    ]
+    for _, cell, errors in measure(cells, "cuda"):
+        assert errors.worst() < 1e-11, (cell, errors)
+
+
 def bfloat16_losses(cell: Cell) -> list[float]:
     engine = cell.engine("cuda")
     batch = slice_batch(cell.problem, 0, engine)
@@ -33,4 +45,10 @@ def bfloat16_losses(cell: Cell) -> list[float]:
 @pytest.mark.parametrize("layout", [{}, {"recompute": "full"}, {"compile": True}])
 def test_bfloat16_training_falls(layout):
     losses = run_distributed(bfloat16_losses, 1, Cell(Problem(precision="bf16"), 1, layout), backend="nccl")[0]
+    assert losses[-1] < losses[0] - 1.0
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_bfloat16_training_of_encoders_falls(family):
+    losses = run_distributed(bfloat16_losses, 1, Cell(Problem(family, precision="bf16"), 1, {}), backend="nccl")[0]
     assert losses[-1] < losses[0] - 1.0

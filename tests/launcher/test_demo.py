@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from launcher.demo import Places, run_demo
 from launcher.loss_plot import Curves
 
@@ -20,11 +22,15 @@ QUICK = (
 )
 
 
-def test_the_demo_goes_from_text_to_samples_over_two_layouts_and_a_second_one_has_nothing_to_do(tmp_path, capfd):
+@pytest.mark.parametrize("family", ["gpt", "albert"])
+def test_the_demo_goes_from_text_to_a_model_over_two_layouts_and_a_second_one_has_nothing_to_do(
+    family, tmp_path, capfd
+):
     places = Places(tmp_path / "demo")
-    assert run_demo(places.root, fresh=False, overrides=QUICK) == 0
+    assert run_demo(places.root, fresh=False, overrides=QUICK, family=family) == 0
     first = capfd.readouterr().out
-    for part in ("ZeRO-3 x2", "tensor parallel 2 (sequence parallel)", "Return the", "Validation loss"):
+    said = {"gpt": (), "albert": ("always the commonest token", "SOP accuracy")}[family]
+    for part in ("ZeRO-3 x2", "tensor parallel 2 (sequence parallel)", "Return the", "Validation loss", *said):
         assert part in first
     assert places.plot.read_bytes().startswith(b"\x89PNG")
     curves = Curves.of(places.run / "metrics.jsonl")
@@ -36,7 +42,7 @@ def test_the_demo_goes_from_text_to_samples_over_two_layouts_and_a_second_one_ha
     events = [json.loads(line)["event"] for line in (places.run / "events.jsonl").read_text().splitlines()]
     assert "layout_change" in events
 
-    assert run_demo(places.root, fresh=False, overrides=QUICK) == 0
+    assert run_demo(places.root, fresh=False, overrides=QUICK, family=family) == 0
     second = capfd.readouterr().out
     assert "is at step 4 already" in second
     assert "starting" not in second
