@@ -1,7 +1,9 @@
-"""`ptm checkpoint`: what a run has saved."""
+"""`ptm checkpoint`: what a run has saved, and the way to other programs and back."""
 
 from __future__ import annotations
 
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +14,32 @@ from launcher.commands.output import JsonFlag, examples, print_json, print_table
 
 if TYPE_CHECKING:
     from ptm_dist.checkpoint import CheckpointInfo
+    from ptm_dist.recipe.schema import ModelSection
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at what a run has saved.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at what a run has saved; export and import it."
+)
+
+
+class Format(StrEnum):
+    """Folders of other programs."""
+
+    HF = "hf"
+    """What Hugging Face transformers loads and saves."""
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="hf: what Hugging Face transformers loads.")]
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text like `500MB` or `2GiB`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?B|)", text.strip().upper())
+    count = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if count < 1:
+        raise typer.BadParameter(f"{text!r} is no size; use a number with KB, MB, GB, KiB, MiB or GiB, like 2GB")
+    return count
 
 
 @app.command("list", epilog=examples("ptm checkpoint list runs/demo-gpt"))
@@ -87,6 +113,73 @@ def show(
             ("data", manifest.data_fingerprint[:12]),
         ],
     )
+
+
+@app.command(
+    epilog=examples(
+        "ptm checkpoint export runs/demo-gpt --format hf --out runs/demo-gpt/hf",
+        "ptm checkpoint export runs/demo-gpt/checkpoints/step-00000150 --out gpt-hf --max-shard-size 500MB",
+    )
+)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or run directory (its newest).")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    form: FormatOption = Format.HF,
+    max_shard_size: Annotated[
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="Largest file of weights, like 500MB or 2GiB.")
+    ] = "2GB",  # type: ignore[assignment]
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer folder, if it is no longer where the recipe says.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the model of a checkpoint, with its tokenizer, as a folder that transformers loads."""
+    from ptm_dist.checkpoint.convert import export_checkpoint
+
+    done = export_checkpoint(checkpoint, out, max_shard_bytes=max_shard_size, tokenizer=tokenizer)
+    if as_json:
+        print_json(done)
+        return
+    print(f"{done.model_class} of {done.parameters:,} parameters in {out}, from {done.checkpoint}")
+    if done.tokenizer is None:
+        print("without tokenizer: there is none where the recipe says; give one by --tokenizer")
+
+
+@app.command(
+    "import",
+    epilog=examples(
+        "ptm checkpoint import downloads/bert-base-uncased --format hf --out runs/bert-base",
+        "ptm train recipe.yaml checkpoint.load_from=runs/bert-base",
+    ),
+)
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder with config.json and weights.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    form: FormatOption = Format.HF,
+    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights of heads that the folder lacks.")] = 1234,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a checkpoint of a folder of transformers; a run starts from it by checkpoint.load_from."""
+    from ptm_dist.checkpoint.convert import import_checkpoint
+
+    done = import_checkpoint(folder, out, seed=seed)
+    if as_json:
+        print_json(done)
+        return
+    print(f"{done.section.family.value} model of {done.section.num_layers} layers in {out}")
+    if done.initial:
+        print(f"not in {folder}, so with initial weights: {', '.join(done.initial)}")
+    if done.unused:
+        print(f"not used, as {done.section.family.value} here has no such part: {', '.join(done.unused)}")
+    print(f"tokenizer: {done.tokenizer or f'none in {folder}; ptm needs one to train or generate'}")
+    print("the model section for recipes that start from it:")
+    for key, value in _said(done.section).items():
+        print(f"  {key}: {value}")
+
+
+def _said(section: ModelSection) -> dict[str, object]:
+    """The keys of a model section that a recipe has to say."""
+    return {"family": section.family.value, **section.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _entry(info: CheckpointInfo) -> dict[str, object]:
