@@ -110,8 +110,6 @@ def _check_special_ids(path: Path, description: dict[str, Any]) -> None:
     kind, found = description["kind"], description["special_ids"]
     if kind != IMPORTED and found != special_ids(kind):
         raise DataError(f"{path} is damaged: the special ids must be {special_ids(kind)}; train or copy it again")
-    good = isinstance(found, dict) and found.keys() <= ROLES and "end_of_document" in found
+    good = isinstance(found, dict) and found.keys() <= ROLES
     if not good or not all(isinstance(token, int) and token >= 0 for token in found.values()):
-        raise DataError(
-            f"{path} is damaged: special_ids must give ids of end_of_document and other roles; copy it again"
-        )
+        raise DataError(f"{path} is damaged: special_ids must give ids of {', '.join(sorted(ROLES))}; copy it again")

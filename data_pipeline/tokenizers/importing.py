@@ -43,18 +43,13 @@ def import_tokenizer(folder: Path, out: Path, *, overwrite: bool = False) -> Tok
         out: folder to write.
         overwrite: replace a folder of that name.
 
-    Raises: DataError if the folder has no tokenizer that can be read, or no token that could end a document.
+    Raises: DataError if the folder has no tokenizer that can be read, or ``out`` exists and may not be replaced.
     """
     settings = _read_settings(folder)
     path = folder / "tokenizer.json"
     try:
         model = path.read_bytes() if path.is_file() else tokenizer_json(folder, settings)
         special_ids = _special_ids(json.loads(model), settings)
-        if "end_of_document" not in special_ids:
-            raise DataError(
-                f"{folder}: no end-of-sequence or separator token, which ends a document; "
-                'name one in tokenizer_config.json, like "eos_token": "</s>"'
-            )
         tokenizer = HuggingFaceTokenizer(model, special_ids)
     except DataError:
         raise

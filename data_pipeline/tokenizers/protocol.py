@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
         """Ids by role: ``unknown``, ``pad``, ``end_of_document``, ``classify``, ``separator``, ``mask``.
 
         No text encodes to them, except to ``unknown``, where a tokenizer cannot spell every text. Two roles may
-        share an id; an imported tokenizer may lack roles, but never ``end_of_document``.
+        share an id; an imported tokenizer may lack roles.
         """
         ...
 
