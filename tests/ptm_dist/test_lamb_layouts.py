@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ SPLIT = {
     "layers.0.attention.output.weight": 1,
     "layers.0.ffn.up.weight": 0,
 }
+WHOLE_MESH = RankMesh(ALONE, ALONE, ALONE, ALONE, None)
 WORLD, STEPS, RATE = 4, 6, 3e-3
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -65,15 +67,21 @@ def cut(name: str, tensor: Tensor, mesh: RankMesh) -> LocalShard:
     return LocalShard(local[begin:end].clone(), tuple(tensor.shape), tuple(offset))
 
 
+def owners_at(mesh: RankMesh) -> Callable[[str], tuple[bool, bool]]:
+    return lambda name: (name in SPLIT and mesh.tensor.size > 1, mesh.shard.size > 1)
+
+
+def norms_of(tensors: dict[str, Tensor], mesh: RankMesh) -> Tensor:
+    boxes = {name: cut(name, tensor, mesh) for name, tensor in tensors.items() if tensor.dim() > 1}
+    norms = WholeNorms(boxes, owners_at(mesh), mesh, HEAD_SIZE)
+    return norms.of({name: box.local for name, box in boxes.items()})[0]
+
+
 def train(mesh: RankMesh) -> dict[str, LocalShard]:
     boxes = {name: cut(name, tensor, mesh) for name, tensor in whole(0).items()}
-
-    def owners(name: str) -> tuple[bool, bool]:
-        return name in SPLIT and mesh.tensor.size > 1, mesh.shard.size > 1
-
     optimizer = Lamb(
         lambda: boxes,
-        owners,
+        owners_at(mesh),
         mesh,
         HEAD_SIZE,
         betas=(0.9, 0.98),
@@ -87,11 +95,12 @@ def train(mesh: RankMesh) -> dict[str, LocalShard]:
     return boxes
 
 
-def train_at(layouts: list[dict[str, Any]]) -> list[dict[str, LocalShard]]:
+def train_at(layouts: list[dict[str, Any]]) -> list[tuple[dict[str, LocalShard], Tensor]]:
     results = []
     for values in layouts:
         layout = resolve_layout(LayoutSection.model_validate(values), dist.get_world_size())
-        results.append(train(build_mesh(layout, torch.device("cpu"))))
+        mesh = build_mesh(layout, torch.device("cpu"))
+        results.append((train(mesh), norms_of(whole(3), mesh)))
     return results
 
 
@@ -107,25 +116,37 @@ def joined(name: str, ranks: list[dict[str, LocalShard]]) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def by_layout() -> list[list[dict[str, LocalShard]]]:
-    by_rank = run_distributed(train_at, WORLD, LAYOUTS)
-    return [[layouts[index] for layouts in by_rank] for index in range(len(LAYOUTS))]
+def by_rank() -> list[list[tuple[dict[str, LocalShard], Tensor]]]:
+    return run_distributed(train_at, WORLD, LAYOUTS)
 
 
-@pytest.mark.parametrize("index", range(len(LAYOUTS)), ids=[str(layout) for layout in LAYOUTS])
-def test_lamb_makes_the_same_steps_at_every_layout(by_layout, index):
-    alone = train(RankMesh(ALONE, ALONE, ALONE, ALONE, None))
+at_every_layout = pytest.mark.parametrize("index", range(len(LAYOUTS)), ids=[str(layout) for layout in LAYOUTS])
+
+
+@at_every_layout
+def test_lamb_makes_the_same_steps_at_every_layout(by_rank, index):
+    alone = train(WHOLE_MESH)
     for name, box in alone.items():
         # Norms are summed in another order: a few roundings of float64, of weights near 1.
-        torch.testing.assert_close(joined(name, by_layout[index]), box.local, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(
+            joined(name, [results[index][0] for results in by_rank]), box.local, rtol=1e-14, atol=1e-14
+        )
 
 
-def test_the_layouts_cut_unevenly_and_leave_ranks_empty(by_layout):
-    zero = by_layout[LAYOUTS.index({"zero_stage": 1})]
+@at_every_layout
+def test_every_element_counts_once_in_a_norm_and_all_ranks_agree_to_the_bit(by_rank, index):
+    alone = norms_of(whole(3), WHOLE_MESH)
+    for results in by_rank:
+        torch.testing.assert_close(results[index][1], alone, rtol=1e-14, atol=0.0)
+        assert torch.equal(results[index][1], by_rank[0][index][1])
+
+
+def test_the_layouts_cut_unevenly_and_leave_ranks_empty(by_rank):
+    zero = [results[LAYOUTS.index({"zero_stage": 1})][0] for results in by_rank]
     assert [len(boxes["pair_head.classifier.weight"].local) for boxes in zero] == [1, 1, 0, 0]
     # 8 of the 30 rows end inside the key of the first head, which has rows 5 to 9.
     assert [boxes[QKV].offset[0] for boxes in zero] == [0, 8, 16, 24]
-    mixed = by_layout[LAYOUTS.index({"tensor_parallel": 2, "zero_stage": 3})]
+    mixed = [results[LAYOUTS.index({"tensor_parallel": 2, "zero_stage": 3})][0] for results in by_rank]
     assert sorted((boxes[QKV].offset[0], len(boxes[QKV].local)) for boxes in mixed) == [
         (0, 8),
         (8, 7),
@@ -137,7 +158,7 @@ def test_the_layouts_cut_unevenly_and_leave_ranks_empty(by_layout):
 def test_a_fused_weight_has_a_norm_for_query_key_and_value():
     tensors = whole(3)
     boxes = {name: LocalShard(t, tuple(t.shape), (0, 0)) for name, t in tensors.items() if t.dim() == 2}
-    norms = WholeNorms(boxes, lambda name: (False, False), RankMesh(ALONE, ALONE, ALONE, ALONE, None), HEAD_SIZE)
+    norms = WholeNorms(boxes, lambda name: (False, False), WHOLE_MESH, HEAD_SIZE)
     (values,) = norms.of(tensors)
     query, key, value = tensors[QKV].view(HEADS, 3, HEAD_SIZE, HIDDEN).unbind(1)
     matrices = [tensors["embeddings.token.weight"], tensors["embeddings.position.weight"], query, key, value]
