@@ -179,6 +179,9 @@ def test_roberta_with_another_padding_id_is_refused():
         ("albert-tanh", {"inner_group_num": 2}, "inner_group_num=2"),
         ("albert-tanh", {"num_hidden_groups": 3}, "num_hidden_groups=3"),
         ("albert-tanh", {"embedding_size": 36}, "embedding_size=36"),
+        ("albert-tanh", {"num_hidden_layers": "many"}, "config.json contradicts itself"),
+        ("roberta", {"max_position_embeddings": 2}, "max_positions=0"),
+        ("bert-tanh", {"num_hidden_layers": "many"}, "num_layers='many'"),
     ],
 )
 def test_a_configuration_that_no_family_has_is_refused_with_the_key(case, change, reason):

@@ -124,19 +124,19 @@ def model_section(config: Mapping[str, Any]) -> ModelSection:
     """
     chosen = counterpart_of(config)
     settings = Settings(config, chosen.defaults, chosen.model_class)
-    values = {
-        **chosen.read(settings),
-        "vocab_size": settings["vocab_size"],
-        "tie_embeddings": settings["tie_word_embeddings"],
-    }
     try:
+        values = {
+            **chosen.read(settings),
+            "vocab_size": settings["vocab_size"],
+            "tie_embeddings": settings["tie_word_embeddings"],
+        }
         section = ModelSection.model_validate(values)
         spec = model_spec(section)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"config.json gives {key}={first['input']!r}: {first['msg']}") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"config.json contradicts itself: {error}") from None
     for key in _DERIVED_KEYS:
         shorter = section.model_copy(update={key: None})
