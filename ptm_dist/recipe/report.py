@@ -8,9 +8,48 @@ from typing import Any
 
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
-from ptm_dist.recipe.schema import Recipe
-from ptm_dist.training.flops import TokenFlops, flops_per_token
+from ptm_dist.recipe.phases import Phase, phases
+from ptm_dist.recipe.schema import ObjectiveSection, Recipe
+from ptm_dist.training.flops import TokenFlops, flops_per_sample, flops_per_token, predictions_per_sample
 from ptm_dist.training.memory import MemoryEstimate, estimate_memory, parameter_shapes
+
+_OBJECTIVES = {
+    "causal": "the next token",
+    "mlm": "masked tokens",
+    "mlm_nsp": "masked tokens and next sentences",
+    "mlm_sop": "masked tokens and the order of sentences",
+}
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """A part of a run whose samples have one length.
+
+    Attributes:
+        first_step: of the run.
+        end_step: the step after its last.
+        sequence_length: tokens of a sample.
+        predictions: the most tokens to predict in a sample.
+        first_batch_size: samples of its first step.
+        batch_size: samples of a step after the ramp.
+        samples: read in all its steps.
+        tokens: read in all its steps, padding included.
+        flops_per_token: of training, recomputation excluded.
+        distinct_samples: the fewest training samples of that length that suffice within data.max_epochs.
+        distinct_tokens: the same in tokens.
+    """
+
+    first_step: int
+    end_step: int
+    sequence_length: int
+    predictions: int
+    first_batch_size: int
+    batch_size: int
+    samples: int
+    tokens: int
+    flops_per_token: TokenFlops
+    distinct_samples: int
+    distinct_tokens: int
 
 
 @dataclass(frozen=True)
@@ -20,32 +59,47 @@ class DryRunReport:
     Attributes:
         name: of the run.
         run_dir: where it would write.
+        family: of the model.
+        objective: what is predicted, by name.
+        optimizer: the update rule, by name.
         parameters: of the model, tied ones once.
         layout: on how many ranks it is computed, and how.
         steps: optimizer steps.
         samples: read in all steps.
-        tokens: read in all steps.
-        flops_per_token: of training, recomputation excluded.
+        tokens: read in all steps, padding included.
+        ramp_samples: samples over which the batch size grows at the start; 0 without a ramp.
+        phases: the parts of the run, in order; one where all samples have the same length.
+        flops_per_token: of training in the last phase, recomputation excluded.
         flops: of the whole run, by the same two conventions.
-        memory: bytes on the fullest rank, by part.
+        memory: bytes on the fullest rank, by part, at their most.
         data: folder of the token shards.
         tokenizer: folder of the tokenizer.
-        distinct_samples: the fewest training samples that suffice within data.max_epochs.
+        tokenizer_roles: special ids that the objective needs of it.
+        needs_sentences: whether the objective needs token shards that know their sentences.
+        distinct_samples: the fewest training samples that suffice within data.max_epochs, of the phase that needs
+            most tokens; every phase may read all data that often.
         distinct_tokens: the same in tokens.
     """
 
     name: str
     run_dir: str
+    family: str
+    objective: str
+    optimizer: str
     parameters: int
     layout: ResolvedLayout
     steps: int
     samples: int
     tokens: int
+    ramp_samples: int
+    phases: tuple[PhaseReport, ...]
     flops_per_token: TokenFlops
     flops: TokenFlops
     memory: MemoryEstimate
     data: str
     tokenizer: str
+    tokenizer_roles: tuple[str, ...]
+    needs_sentences: bool
     distinct_samples: int
     distinct_tokens: int
 
@@ -58,21 +112,56 @@ class DryRunReport:
 
     def text(self) -> str:
         """For people: a table of plain text."""
-        rows = [*self._run_rows(), *self._memory_rows(), *self._data_rows()]
+        rows = [*self._run_rows(), *self._step_rows(), *self._memory_rows(), *self._data_rows()]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
     def _run_rows(self) -> list[tuple[str, str]]:
-        flops = self.flops
         return [
             ("run", f"{self.name} (would write to {self.run_dir}; nothing is started)"),
+            ("model", self.family),
             ("parameters", f"{self.parameters:,}"),
+            ("objective", f"{self.objective}: {_OBJECTIVES[self.objective]}{self._masked()}"),
+            ("optimizer", self.optimizer),
             ("layout", f"{self.layout.describe()} on {processes(self.layout.world_size)}"),
+        ]
+
+    def _step_rows(self) -> list[tuple[str, str]]:
+        return [
             ("steps", f"{self.steps:,}"),
+            *([("phases", self._phases())] if len(self.phases) > 1 else []),
+            ("batch size", self._batch_sizes()),
             ("samples", f"{self.samples:,}"),
             ("tokens", f"{self.tokens:,} ({self.tokens / self.parameters:.1f} per parameter)"),
-            ("training FLOPs", f"{flops.full:.3g} (attention counted in full), {flops.causal:.3g} (causal)"),
+            ("training FLOPs", self._flops()),
         ]
+
+    def _tokenizer_ids(self) -> str:
+        *first, last = self.tokenizer_roles
+        return f"ids for {', '.join(first)} and {last}" if first else f"an id for {last}"
+
+    def _masked(self) -> str:
+        if self.objective == "causal":
+            return ""
+        counts = [f"{phase.predictions} of {phase.sequence_length}" for phase in self.phases]
+        return f" (at most {', then '.join(counts)} tokens of a sample)"
+
+    def _phases(self) -> str:
+        *earlier, last = self.phases
+        parts = [f"{phase.sequence_length} tokens to step {phase.end_step:,}" for phase in earlier]
+        return ", then ".join([*parts, str(last.sequence_length)])
+
+    def _batch_sizes(self) -> str:
+        sizes = [f"{phase.batch_size:,}" for phase in self.phases]
+        text = f"{sizes[0] if len(set(sizes)) == 1 else ', then '.join(sizes)} samples"
+        if not self.ramp_samples:
+            return text
+        return f"{text}; grows from {self.phases[0].first_batch_size:,} over the first {self.ramp_samples:,}"
+
+    def _flops(self) -> str:
+        if self.flops.full == self.flops.causal:
+            return f"{self.flops.full:.3g}"
+        return f"{self.flops.full:.3g} (attention counted in full), {self.flops.causal:.3g} (causal)"
 
     def _memory_rows(self) -> list[tuple[str, str]]:
         memory = self.memory
@@ -90,10 +179,12 @@ class DryRunReport:
         ]
 
     def _data_rows(self) -> list[tuple[str, str]]:
-        enough = f"at least {self.distinct_samples:,} samples ({self.distinct_tokens:,} tokens)"
+        neediest = _neediest(self.phases)
+        enough = f"{self.distinct_samples:,} samples of {neediest.sequence_length} ({self.distinct_tokens:,} tokens)"
+        sentences = ", with sentences" if self.needs_sentences else ""
         return [
-            ("training data", f"{enough} in {self.data}"),
-            ("tokenizer", self.tokenizer),
+            ("training data", f"at least {enough} in {self.data}{sentences}"),
+            ("tokenizer", f"{self.tokenizer}, with {self._tokenizer_ids()}"),
         ]
 
 
@@ -108,26 +199,68 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
     """
     check_recipe(recipe, world_size, tokenizer_vocab_size=None)
     layout = resolve_layout(recipe.layout, world_size)
-    samples = recipe.training.steps * recipe.training.global_batch_size
-    tokens = samples * recipe.data.sequence_length
-    per_token = flops_per_token(recipe.model, recipe.data.sequence_length)
-    distinct = math.ceil(samples / recipe.data.max_epochs)
+    parts = tuple(_phase_report(recipe, phase) for phase in phases(recipe))
+    neediest = _neediest(parts)
     return DryRunReport(
         name=recipe.name,
         run_dir=str(recipe.directory),
+        family=recipe.model.family.value,
+        objective=recipe.objective.kind,
+        optimizer=recipe.optimizer.kind,
         parameters=sum(math.prod(shape) for shape in parameter_shapes(recipe).values()),
         layout=layout,
         steps=recipe.training.steps,
-        samples=samples,
-        tokens=tokens,
-        flops_per_token=per_token,
-        flops=TokenFlops(full=per_token.full * tokens, causal=per_token.causal * tokens),
+        samples=sum(part.samples for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        ramp_samples=recipe.training.batch_ramp.samples if recipe.training.batch_ramp else 0,
+        phases=parts,
+        flops_per_token=parts[-1].flops_per_token,
+        flops=_run_flops(recipe, parts),
         memory=estimate_memory(recipe, layout),
         data=str(recipe.data.path),
         tokenizer=str(recipe.data.tokenizer),
-        distinct_samples=distinct,
-        distinct_tokens=distinct * recipe.data.sequence_length,
+        tokenizer_roles=_tokenizer_roles(recipe.objective),
+        needs_sentences=recipe.objective.kind in {"mlm_nsp", "mlm_sop"},
+        distinct_samples=neediest.distinct_samples,
+        distinct_tokens=neediest.distinct_tokens,
     )
+
+
+def _phase_report(recipe: Recipe, phase: Phase) -> PhaseReport:
+    samples = phase.samples_before(phase.end_step)
+    length = phase.sequence_length
+    distinct = math.ceil(samples / recipe.data.max_epochs)
+    return PhaseReport(
+        first_step=phase.first_step,
+        end_step=phase.end_step,
+        sequence_length=length,
+        predictions=predictions_per_sample(recipe, length),
+        first_batch_size=phase.sizes.size(0),
+        batch_size=phase.sizes.final,
+        samples=samples,
+        tokens=samples * length,
+        flops_per_token=flops_per_token(recipe, length),
+        distinct_samples=distinct,
+        distinct_tokens=distinct * length,
+    )
+
+
+def _neediest(parts: tuple[PhaseReport, ...]) -> PhaseReport:
+    """Every phase may read all data as often as data.max_epochs says: what suffices for this one does for all."""
+    return max(parts, key=lambda part: part.distinct_tokens)
+
+
+def _run_flops(recipe: Recipe, parts: tuple[PhaseReport, ...]) -> TokenFlops:
+    by_part = [(part.samples, flops_per_sample(recipe, part.sequence_length)) for part in parts]
+    return TokenFlops(
+        full=sum(samples * flops.full for samples, flops in by_part),
+        causal=sum(samples * flops.causal for samples, flops in by_part),
+    )
+
+
+def _tokenizer_roles(objective: ObjectiveSection) -> tuple[str, ...]:
+    """Special ids that the samples of an objective are made with."""
+    return ("end_of_document",) if objective.kind == "causal" else ("pad", "classify", "separator", "mask")
 
 
 def _size(count: int) -> str:

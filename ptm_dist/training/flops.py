@@ -8,35 +8,86 @@ from dataclasses import dataclass
 
 import torch
 
-from ptm_dist.recipe.schema import ModelSection, Precision
+from data_pipeline.samples.masking import MaskingPolicy
+from ptm_dist.models import model_spec
+from ptm_dist.models.spec import ModelSpec
+from ptm_dist.recipe.phases import phases
+from ptm_dist.recipe.schema import Precision, Recipe
 
 
 @dataclass(frozen=True)
 class TokenFlops:
-    """Model FLOPs to train on one token: forward and backward, a multiplication and an addition as two.
+    """Model FLOPs to train on one token, or on a whole sample: forward and backward, a multiply-add as two.
 
-    Matrix products only, head included, embedding lookups and recomputation excluded (Chowdhery et al. 2022,
-    arXiv 2204.02311, appendix B). Attention is counted by two conventions.
+    Matrix products only, heads included; embedding lookups and their gradients, sums and recomputation excluded
+    (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Attention is counted by two conventions.
 
     Attributes:
         full: every position attends to all S positions: the convention of nanoGPT, PaLM and Megatron-LM.
-        causal: to S / 2 on average: what a causal kernel computes.
+        causal: what a kernel computes that skips what a position does not see: S / 2 positions on average, fewer in
+            a banded layer. An encoder hides nothing from a position, so the two are equal there.
     """
 
     full: int
     causal: int
 
 
-def flops_per_token(model: ModelSection, sequence_length: int) -> TokenFlops:
-    """FLOPs per token of training on sequences of `sequence_length` tokens.
+def flops_per_token(recipe: Recipe, sequence_length: int) -> TokenFlops:
+    """FLOPs per token of training on samples of `sequence_length` tokens, padding included, as a whole number.
+
+    A masked language model's head works at the predicted positions only, so that a token's share of it depends on
+    the objective, and on the length.
+    """
+    sample = flops_per_sample(recipe, sequence_length)
+    return TokenFlops(full=round(sample.full / sequence_length), causal=round(sample.causal / sequence_length))
+
+
+def flops_per_sample(recipe: Recipe, sequence_length: int) -> TokenFlops:
+    """FLOPs of training on one sample of `sequence_length` tokens; exact.
 
     The backward pass of a matrix product is two such products, so training is three times the forward pass.
     """
-    hidden = model.hidden_size
-    ffn = model.ffn_width
-    weights = model.num_layers * (4 * hidden * hidden + 2 * hidden * ffn) + hidden * model.vocab_size
-    scores = model.num_layers * 2 * sequence_length * hidden
-    return TokenFlops(full=3 * 2 * (weights + scores), causal=3 * (2 * weights + scores))
+    spec = model_spec(recipe.model)
+    hidden, ffn, length = spec.block.hidden_size, spec.block.ffn_hidden_size, sequence_length
+    weights = length * spec.num_layers * (4 * hidden * hidden + 2 * hidden * ffn)
+    if spec.embedding.size != hidden:
+        weights += length * spec.embedding.size * hidden
+    weights += _head_products(spec, predictions_per_sample(recipe, length))
+    full = weights + spec.num_layers * 2 * hidden * length * length
+    causal = weights + sum(hidden * _visible_twice(spec, layer, length) for layer in range(spec.num_layers))
+    return TokenFlops(full=3 * 2 * full, causal=3 * 2 * (causal if spec.block.causal else full))
+
+
+def predictions_per_sample(recipe: Recipe, sequence_length: int) -> int:
+    """Tokens to predict in one sample without padding, the most there can be.
+
+    Args:
+        recipe: its objective says how many; the phases whose samples are that long may have a limit of their own.
+        sequence_length: tokens of the sample.
+    """
+    objective = recipe.objective
+    if objective.kind == "causal":
+        return sequence_length
+    limits = [phase.max_predictions for phase in phases(recipe) if phase.sequence_length == sequence_length]
+    return max(
+        MaskingPolicy(objective.mask_fraction, limit).predictions(sequence_length)
+        for limit in limits or [objective.max_predictions]
+    )
+
+
+def _head_products(spec: ModelSpec, predictions: int) -> int:
+    """Multiply-adds of all heads for one sample."""
+    hidden, width = spec.block.hidden_size, spec.embedding.size
+    products = predictions * width * spec.embedding.vocab_size
+    if not spec.block.causal:
+        products += predictions * hidden * width
+    return products + (hidden * hidden + 2 * hidden if spec.pair_head else 0)
+
+
+def _visible_twice(spec: ModelSpec, layer: int, length: int) -> int:
+    """Twice the pairs of positions of which one sees the other: a triangle, cut off where a band ends."""
+    band = min(spec.band_of(layer) or length, length)
+    return 2 * length * band - band * band
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,63 @@ def test_a_report_reads_as_a_table_and_as_json():
     assert values["layout"]["description"] == "ZeRO-3 x2"
 
 
+BERT = {
+    "model__family": "bert",
+    "objective__kind": "mlm_nsp",
+    "objective__max_predictions": 2,
+    "training__phases": [{"until_step": 9, "sequence_length": 8, "global_batch_size": 16}],
+    "training__batch_ramp": {"start": 4, "increment": 4, "samples": 24},
+    "data__max_epochs": 2.5,
+}
+
+
+def test_a_report_sums_over_phases_and_their_ramp():
+    report = dry_run_report(small_recipe(**BERT), 2)
+    # Batches of 4 until 8 samples are read, of 8 until 16, of 12 until 24; then five of 16, and the second phase.
+    samples = [4 + 4 + 8 + 12 + 5 * 16, 8]
+    assert [phase.samples for phase in report.phases] == samples
+    assert [(phase.first_step, phase.end_step, phase.sequence_length) for phase in report.phases] == [
+        (0, 9, 8),
+        (9, 10, 16),
+    ]
+    assert report.samples == sum(samples)
+    assert report.tokens == samples[0] * 8 + samples[1] * 16
+    flops = sum(phase.tokens * phase.flops_per_token.full for phase in report.phases)
+    # Per token rounded to whole operations, of which there are 100,000.
+    assert report.flops.full == pytest.approx(flops, rel=1e-5)
+    assert report.flops_per_token == report.phases[-1].flops_per_token
+
+
+def test_each_phase_may_repeat_the_data_so_the_neediest_says_how_much_there_must_be():
+    report = dry_run_report(small_recipe(**BERT), 2)
+    # 108 samples of 8 tokens and 8 of 16, each 2.5 times.
+    assert [phase.distinct_samples for phase in report.phases] == [44, 4]
+    assert (report.distinct_samples, report.distinct_tokens) == (44, 44 * 8)
+
+
+def test_a_report_says_what_is_learnt_from_what_kind_of_data():
+    report = dry_run_report(small_recipe(**BERT), 2)
+    lines = dict(line.split("  ", 1) for line in report.text().splitlines() if not line.startswith(" "))
+    table = {label: value.strip() for label, value in lines.items()}
+    assert table["model"] == "bert"
+    assert table["objective"] == (
+        "mlm_nsp: masked tokens and next sentences (at most 1 of 8, then 2 of 16 tokens of a sample)"
+    )
+    assert table["phases"] == "8 tokens to step 9, then 16"
+    assert table["batch size"] == "16, then 8 samples; grows from 4 over the first 24"
+    assert table["training data"] == "at least 44 samples of 8 (352 tokens) in data, with sentences"
+    assert table["tokenizer"] == "tokenizer, with ids for pad, classify, separator and mask"
+    assert json.loads(json.dumps(report.as_dict()))["phases"][0]["predictions"] == 1
+
+
+def test_a_causal_run_without_phases_has_rows_of_its_own_only():
+    text = dry_run_report(small_recipe(model__family="gpt1"), 2).text()
+    assert "phases" not in text
+    assert "objective           causal: the next token\n" in text
+    assert "batch size          8 samples\n" in text
+    assert "(causal)" in text
+
+
 def test_a_layout_that_does_not_fit_gets_no_report():
     with pytest.raises(LayoutError):
         dry_run_report(small_recipe(layout__tensor_parallel=2), 3)
