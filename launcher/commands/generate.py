@@ -74,9 +74,7 @@ def sample_texts(checkpoint: Path, prompt: str, sampling: Sampling, tokenizer_fo
 
     model, recipe = load_model(checkpoint)
     if not model.spec.block.causal:
-        raise UserError(
-            f"{checkpoint} is of family {recipe.model.family}, which fills in masks; use `ptm fill`"
-        )
+        raise UserError(f"{checkpoint} is of family {recipe.model.family}, which fills in masks; use `ptm fill`")
     tokenizer = load_tokenizer(tokenizer_folder or recipe.data.tokenizer)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise UserError(

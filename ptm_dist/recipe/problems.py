@@ -110,10 +110,8 @@ def _allowed(root: Schema, schema: Schema) -> str:
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     kind = schema["type"]
     if kind == "array":
-        if "prefixItems" not in schema:
-            return f"a list, each item {_allowed(root, schema['items'])}"
-        items = schema["prefixItems"]
-        return f"a list of {len(items)}, each {_allowed(root, items[0])}"
+        count = f" of {len(schema['prefixItems'])}" if "prefixItems" in schema else ""
+        return f"a list{count}, each {_allowed(root, _item(schema, 0))}"
     if kind == "object":
         return f"a mapping with the keys {', '.join(schema['properties'])}"
     if kind == "string":

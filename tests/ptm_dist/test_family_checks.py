@@ -43,7 +43,10 @@ PHASE = {"until_step": 4, "sequence_length": 8}
             {"training__phases": [{**PHASE, "until_step": 10}]},
             "training.phases[0].until_step=10 must lie between 0, where the phase before ends, and training.steps=10",
         ),
-        ({"training__phases": [PHASE, {**PHASE, "until_step": 3}]}, "training.phases[1].until_step=3 must lie between 4"),
+        (
+            {"training__phases": [PHASE, {**PHASE, "until_step": 3}]},
+            "training.phases[1].until_step=3 must lie between 4",
+        ),
         (
             {"training__phases": [{**PHASE, "sequence_length": 65}]},
             "training.phases[0].sequence_length=65 is longer than model.max_positions=64",
@@ -54,7 +57,9 @@ PHASE = {"until_step": 4, "sequence_length": 8}
         ),
     ],
 )
-def test_a_family_objective_or_phase_that_does_not_fit_is_refused_with_what_would(values: dict[str, Any], expected: str):
+def test_a_family_objective_or_phase_that_does_not_fit_is_refused_with_what_would(
+    values: dict[str, Any], expected: str
+):
     with pytest.raises(RecipeError) as caught:
         check_recipe(small_recipe(**values), 1, 128)
     assert expected in str(caught.value)
