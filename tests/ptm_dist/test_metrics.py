@@ -11,18 +11,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ptm_dist.engines.engine import StepResult
 from ptm_dist.parallel.control import ALONE, ControlGroup, control_group
 from ptm_dist.training.console import ConsoleSink
-from ptm_dist.training.flops import TokenFlops
+from ptm_dist.training.flops import flops_per_token
 from ptm_dist.training.machine import Machine
 from ptm_dist.training.metrics import Interval, JsonLines, TensorBoard, drop_rows_after, read_rows
 from ptm_dist.training.run_directory import RunDirectory
 from ptm_dist.training.trainer import StepRecord
 from tests.distributed import run_distributed
+from tests.ptm_dist.recipes import small_recipe
 
-MACHINE = Machine(torch.device("cpu"), 2, 128, 1e9, "measured", TokenFlops(full=2_000, causal=1_000))
+RECIPE = small_recipe(data__sequence_length=64)
+MACHINE = Machine(torch.device("cpu"), 2, 1e9, "measured", RECIPE)
 
 
-def record(step: int, seconds: float, waited: float = 0.0, loss: float = 1.0) -> StepRecord:
-    return StepRecord(step, 8 * step, StepResult(loss, 2.0 * loss, 1024), 1e-3 * step, seconds, waited)
+def record(step: int, seconds: float, waited: float = 0.0, loss: float = 1.0, length: int = 64) -> StepRecord:
+    result = StepResult(loss, 2.0 * loss, 1024, {"mlm_accuracy": loss / 4})
+    return StepRecord(step, 8 * step, 800 * step, 8 * length, length, result, 1e-3 * step, seconds, waited)
 
 
 def interval_of(control: ControlGroup, *records: StepRecord) -> dict:
@@ -33,16 +36,18 @@ def interval_of(control: ControlGroup, *records: StepRecord) -> dict:
 
 
 def test_a_row_averages_losses_and_times_and_keeps_every_loss():
-    row = interval_of(ALONE, record(5, 0.25, 0.1, 0.1), record(6, 0.75, 0.2, 0.2))
-    assert (row["step"], row["samples"], row["tokens"]) == (6, 48, 48 * 128)
+    row = interval_of(ALONE, record(5, 0.25, 0.1, 0.1), record(6, 0.75, 0.2, 0.2, length=32))
+    assert (row["step"], row["samples"], row["tokens"]) == (6, 48, 4800)
+    assert row["mlm_accuracy"] == pytest.approx(0.0375)
     assert row["losses"] == [0.1, 0.2]
     assert (row["loss"], row["grad_norm"]) == (pytest.approx(0.15), pytest.approx(0.3))
     assert (row["step_seconds"], row["data_wait_seconds"]) == (0.5, pytest.approx(0.3))
     assert row["learning_rate"] == 6e-3
-    assert row["tokens_per_second"] == 2 * 8 * 128 / 1.0
-    assert row["tokens_per_second_per_device"] == 8 * 128
-    assert row["mfu_full"] == pytest.approx(2048 * 2_000 / 1e9)
-    assert row["mfu_causal"] == pytest.approx(row["mfu_full"] / 2)
+    assert row["tokens_per_second"] == 8 * 64 + 8 * 32
+    assert row["tokens_per_second_per_device"] == 4 * 64 + 4 * 32
+    long, short = flops_per_token(RECIPE, 64), flops_per_token(RECIPE, 32)
+    assert row["mfu_full"] == pytest.approx((8 * 64 * long.full + 8 * 32 * short.full) / 1e9)
+    assert row["mfu_causal"] == pytest.approx((8 * 64 * long.causal + 8 * 32 * short.causal) / 1e9)
 
 
 def row_of_rank() -> dict:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import StepBatch
+from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.engine import StepResult
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.parallel.control import PeerError, control_group
@@ -49,7 +50,8 @@ class Diary(Callback):
 def batches(begin: int, end: int) -> Iterator[StepBatch]:
     for step in range(begin, end):
         rows = torch.zeros(6, 16, dtype=torch.int64)
-        yield StepBatch(step, 6 * step, np.arange(6), rows, rows)
+        full, no_pairs = torch.full((6,), 16), torch.full((6,), IGNORE_INDEX)
+        yield StepBatch(step, 6 * step, 6, np.arange(6), rows, rows, full, rows, no_pairs)
 
 
 def trainer_of(engine: ScriptedEngine, *callbacks: Callback, done: int = 0) -> Trainer:
