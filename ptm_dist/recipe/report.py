@@ -8,9 +8,10 @@ from typing import Any
 
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
-from ptm_dist.recipe.phases import Phase, phases
+from ptm_dist.recipe.phase_report import PhaseReport, neediest, phase_report
+from ptm_dist.recipe.phases import phases
 from ptm_dist.recipe.schema import ObjectiveSection, Recipe
-from ptm_dist.training.flops import TokenFlops, flops_per_sample, flops_per_token, predictions_per_sample
+from ptm_dist.training.flops import TokenFlops, flops_per_sample
 from ptm_dist.training.memory import MemoryEstimate, estimate_memory, parameter_shapes
 
 _OBJECTIVES = {
@@ -19,37 +20,6 @@ _OBJECTIVES = {
     "mlm_nsp": "masked tokens and next sentences",
     "mlm_sop": "masked tokens and the order of sentences",
 }
-
-
-@dataclass(frozen=True)
-class PhaseReport:
-    """A part of a run whose samples have one length.
-
-    Attributes:
-        first_step: of the run.
-        end_step: the step after its last.
-        sequence_length: tokens of a sample.
-        predictions: the most tokens to predict in a sample.
-        first_batch_size: samples of its first step.
-        batch_size: samples of a step after the ramp.
-        samples: read in all its steps.
-        tokens: read in all its steps, padding included.
-        flops_per_token: of training, recomputation excluded.
-        distinct_samples: the fewest training samples of that length that suffice within data.max_epochs.
-        distinct_tokens: the same in tokens.
-    """
-
-    first_step: int
-    end_step: int
-    sequence_length: int
-    predictions: int
-    first_batch_size: int
-    batch_size: int
-    samples: int
-    tokens: int
-    flops_per_token: TokenFlops
-    distinct_samples: int
-    distinct_tokens: int
 
 
 @dataclass(frozen=True)
@@ -179,8 +149,8 @@ class DryRunReport:
         ]
 
     def _data_rows(self) -> list[tuple[str, str]]:
-        neediest = _neediest(self.phases)
-        enough = f"{self.distinct_samples:,} samples of {neediest.sequence_length} ({self.distinct_tokens:,} tokens)"
+        length = neediest(self.phases).sequence_length
+        enough = f"{self.distinct_samples:,} samples of {length} ({self.distinct_tokens:,} tokens)"
         sentences = ", with sentences" if self.needs_sentences else ""
         return [
             ("training data", f"at least {enough} in {self.data}{sentences}"),
@@ -199,8 +169,8 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
     """
     check_recipe(recipe, world_size, tokenizer_vocab_size=None)
     layout = resolve_layout(recipe.layout, world_size)
-    parts = tuple(_phase_report(recipe, phase) for phase in phases(recipe))
-    neediest = _neediest(parts)
+    parts = tuple(phase_report(recipe, phase) for phase in phases(recipe))
+    most = neediest(parts)
     return DryRunReport(
         name=recipe.name,
         run_dir=str(recipe.directory),
@@ -221,33 +191,9 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
         tokenizer=str(recipe.data.tokenizer),
         tokenizer_roles=_tokenizer_roles(recipe.objective),
         needs_sentences=recipe.objective.kind in {"mlm_nsp", "mlm_sop"},
-        distinct_samples=neediest.distinct_samples,
-        distinct_tokens=neediest.distinct_tokens,
+        distinct_samples=most.distinct_samples,
+        distinct_tokens=most.distinct_tokens,
     )
-
-
-def _phase_report(recipe: Recipe, phase: Phase) -> PhaseReport:
-    samples = phase.samples_before(phase.end_step)
-    length = phase.sequence_length
-    distinct = math.ceil(samples / recipe.data.max_epochs)
-    return PhaseReport(
-        first_step=phase.first_step,
-        end_step=phase.end_step,
-        sequence_length=length,
-        predictions=predictions_per_sample(recipe, length),
-        first_batch_size=phase.sizes.size(0),
-        batch_size=phase.sizes.final,
-        samples=samples,
-        tokens=samples * length,
-        flops_per_token=flops_per_token(recipe, length),
-        distinct_samples=distinct,
-        distinct_tokens=distinct * length,
-    )
-
-
-def _neediest(parts: tuple[PhaseReport, ...]) -> PhaseReport:
-    """Every phase may read all data as often as data.max_epochs says: what suffices for this one does for all."""
-    return max(parts, key=lambda part: part.distinct_tokens)
 
 
 def _run_flops(recipe: Recipe, parts: tuple[PhaseReport, ...]) -> TokenFlops:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ptm_dist.engines.native import NativeEngine
-from ptm_dist.models import build_model
+from ptm_dist.models import LanguageModel, build_model
+from ptm_dist.parallel.mesh import build_mesh
+from ptm_dist.parallel.parallelize import Numbers, ParallelModel
 from ptm_dist.parallel.recompute import recompute_blocks
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import resolve_layout
@@ -25,6 +27,17 @@ LAYOUTS = [
     (4, {"tensor_parallel": 4}),
     (4, {"tensor_parallel": 2, "zero_stage": 3, "sequence_parallel": True}),
 ]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt1": {"model__family": "gpt1"},
+    "gpt2": {},
+    "gpt3": {"model__family": "gpt3", "model__attention_band": 5},
+    "bert": {"model__family": "bert", "objective__kind": "mlm_nsp"},
+    "roberta": {"model__family": "roberta", "objective__kind": "mlm"},
+    "albert": {"model__family": "albert", "objective__kind": "mlm_sop", "model__embedding_size": 12},
+}
+MASKED = 2
+"""15% of the small recipe's 16 tokens."""
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
 def recipe_of(layout: dict[str, Any], **values: Any) -> Recipe:
@@ -42,8 +55,9 @@ def chunk(tensor: torch.Tensor, parts: int, index: int, dim: int) -> torch.Tenso
 
 @pytest.mark.parametrize(("world_size", "layout"), LAYOUTS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_are_those_of_the_fullest_rank(world_size: int, layout: dict[str, Any], tied: bool):
-    recipe = recipe_of(layout, **UNEVEN, model__tie_embeddings=tied)
+@pytest.mark.parametrize("family", ["gpt2", "bert", "albert"])
+def test_weights_are_those_of_the_fullest_rank(world_size: int, layout: dict[str, Any], tied: bool, family: str):
+    recipe = recipe_of(layout, **UNEVEN, **FAMILIES[family], model__tie_embeddings=tied)
     resolved = resolve_layout(recipe.layout, world_size)
     with torch.device("meta"):
         parameters = dict(build_model(recipe.model).named_parameters())
@@ -69,21 +83,26 @@ def held(recipe: Recipe, world_size: int) -> tuple[int, int]:
     return weights, sum(sizes.values()) - weights
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
-def test_the_engine_holds_what_was_estimated(precision: str):
+@pytest.mark.parametrize(
+    ("precision", "family", "optimizer"),
+    [
+        ("fp32", "gpt2", "adamw"),
+        ("bf16", "albert", "lamb"),
+        ("fp64", "bert", "sgd"),
+    ],
+)
+def test_the_engine_holds_what_was_estimated(precision: str, family: str, optimizer: str):
     world_size, layout = LAYOUTS[-1]
-    recipe = recipe_of(layout, **UNEVEN, training__precision=precision)
+    values = {**UNEVEN, **FAMILIES[family], "optimizer__kind": optimizer}
+    recipe = recipe_of(layout, **values, training__precision=precision)
     ranks = run_distributed(held, world_size, recipe, world_size)
     memory = estimate(recipe, world_size)
     assert max(weights for weights, _ in ranks) == memory.weights
     assert max(optimizer for _, optimizer in ranks) == memory.optimizer
 
 
-def stored_bytes(recipe: Recipe) -> int:
-    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[recipe.training.precision]
-    model = build_model(recipe.model).to(dtype)
-    if recipe.layout.recompute == "full":
-        recompute_blocks(model)
+def stored_by(model: LanguageModel, samples: int, length: int) -> int:
+    """Bytes that autograd keeps of a forward pass, weights apart, each storage once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     stored: dict[int, torch.UntypedStorage] = {}
 
@@ -93,29 +112,106 @@ def stored_bytes(recipe: Recipe) -> int:
             stored[storage.data_ptr()] = storage
         return tensor
 
-    shape = (recipe.layout.micro_batch_size, recipe.data.sequence_length)
+    spec = model.spec
+    ids = torch.randint(0, spec.embedding.vocab_size, (samples, length))
+    segments = torch.zeros_like(ids) if spec.embedding.segments > 1 else None
+    valid = None if spec.block.causal else torch.ones_like(ids, dtype=torch.bool)
+    positions = None if spec.block.causal else torch.arange(samples * MASKED)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.randint(0, recipe.model.vocab_size, shape))
+        model(ids, segments, valid, positions)
     return sum(storage.nbytes() for storage in stored.values())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
-def test_activations_are_what_autograd_stores(precision: str):
-    recipe = recipe_of({"micro_batch_size": 3}, **UNEVEN, training__precision=precision)
+def stored_bytes(recipe: Recipe) -> int:
+    model = build_model(recipe.model).to(DTYPES[recipe.training.precision])
+    if recipe.layout.recompute == "full":
+        recompute_blocks(model)
+    return stored_by(model, recipe.layout.micro_batch_size, recipe.data.sequence_length)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", DTYPES)
+def test_activations_are_what_autograd_stores(family: str, precision: str):
+    values = {**UNEVEN, **FAMILIES[family], "model__num_layers": 3}
+    recipe = recipe_of({"micro_batch_size": 3}, **values, training__precision=precision)
     # On the CPU LayerNorm's statistics are in bfloat16 too; on CUDA, and in the formula, in float32.
     tolerance = 0.02 if precision == "bf16" else 0.0
     assert estimate(recipe, 1).activations == pytest.approx(stored_bytes(recipe), rel=tolerance)
 
 
-def test_full_recomputation_stores_one_input_per_block_and_one_block_at_work():
-    deep = {"model__num_layers": 12, "layout__recompute": "full"}
-    shallow = {"model__num_layers": 2, "layout__recompute": "full"}
-    more, fewer = small_recipe(**deep), small_recipe(**shallow)
+def stored_by_first_rank(recipes: list[Recipe], world_size: int) -> list[int]:
+    stored = []
+    for recipe in recipes:
+        layout = resolve_layout(recipe.layout, world_size)
+        mesh = build_mesh(layout, torch.device("cpu"))
+        with torch.device("meta"):
+            model = build_model(recipe.model)
+        parallel = ParallelModel(model, layout, mesh, Numbers(torch.float32, None), torch.device("cpu"))
+        stored.append(stored_by(parallel.module, recipe.layout.micro_batch_size, recipe.data.sequence_length))
+    return stored
+
+
+@pytest.mark.parametrize("layout", [{}, {"sequence_parallel": True}])
+def test_activations_are_what_the_fullest_of_two_tensor_parallel_ranks_stores(layout: dict[str, Any]):
+    shares = {"micro_batch_size": 3, "tensor_parallel": 2, **layout}
+    recipes = [recipe_of(shares, **UNEVEN, **values) for values in FAMILIES.values()]
+    first, _ = run_distributed(stored_by_first_rank, 2, recipes, 2)
+    assert dict(zip(FAMILIES, first, strict=True)) == {
+        family: estimate(recipe, 2).activations for family, recipe in zip(FAMILIES, recipes, strict=True)
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_recomputation_stores_one_input_per_block_and_one_block_at_work(family: str):
+    more, fewer, one = (
+        small_recipe(**FAMILIES[family], model__num_layers=layers, layout__recompute="full") for layers in (12, 2, 1)
+    )
     stream = 10 * 16 * 32 * 4
     assert estimate(more, 1).activations - estimate(fewer, 1).activations == stream
     assert stored_bytes(more) - stored_bytes(fewer) == stream
-    without = small_recipe(model__num_layers=12)
+    without = small_recipe(**FAMILIES[family], model__num_layers=12)
     assert estimate(more, 1).activations < estimate(without, 1).activations / 4
+    # A single block at work stores what it does without recomputation, and a mask of one byte a position.
+    mask = 16 if "objective__kind" in FAMILIES[family] else 0
+    alone = small_recipe(**FAMILIES[family], model__num_layers=1)
+    assert estimate(one, 1).activations == estimate(alone, 1).activations + mask
+
+
+def test_logits_of_masked_models_are_those_of_the_predicted_tokens():
+    causal, masked = estimate(small_recipe(), 1), estimate(small_recipe(**FAMILIES["roberta"]), 1)
+    assert masked.logits * 16 == causal.logits * MASKED
+    limited = small_recipe(**FAMILIES["roberta"], objective__max_predictions=1)
+    assert estimate(limited, 1).logits * 2 == masked.logits
+
+
+def test_layers_that_share_a_block_are_gathered_with_all_the_rest():
+    shared, own = (
+        small_recipe(**FAMILIES["albert"], model__num_layers=8, model__layer_groups=groups, layout__zero_stage=3)
+        for groups in (4, 8)
+    )
+    assert estimate(shared, 2).whole_weights == estimate(shared, 1).weights
+    assert estimate(own, 2).whole_weights < estimate(own, 1).weights / 2
+
+
+def test_memory_is_that_of_the_phase_which_needs_most():
+    long = {**FAMILIES["roberta"], "layout__micro_batch_size": 2, "data__sequence_length": 16}
+    phase = {"until_step": 5, "sequence_length": 8, "max_predictions": 8}
+    one, two = small_recipe(**long), small_recipe(**long, training__phases=[phase])
+    # Twice as many samples of half the length: the same number of tokens, 1 of 8 masked in place of 2 of 16.
+    assert estimate(two, 1).total == estimate(one, 1).total
+    # The longer samples of the first phase need more.
+    phase = {"until_step": 5, "sequence_length": 32}
+    assert estimate(small_recipe(**long, training__phases=[phase]), 1) == estimate(
+        small_recipe(**{**long, "data__sequence_length": 32}), 1
+    )
+
+
+def test_a_small_batch_of_a_ramp_may_make_the_largest_micro_batch():
+    # 5 samples are cut into 3 and 2; the 4 at the start stay together.
+    values = {"training__global_batch_size": 5, "layout__micro_batch_size": 4}
+    ramp = {"start": 4, "increment": 1, "samples": 8}
+    grown, growing = small_recipe(**values), small_recipe(**values, training__batch_ramp=ramp)
+    assert estimate(growing, 1).activations * 3 == pytest.approx(estimate(grown, 1).activations * 4, rel=1e-3)
 
 
 def test_each_zero_stage_needs_less_and_so_do_tensor_and_sequence_parallelism():
