@@ -65,11 +65,6 @@ def slice_of(global_batch_size: int, dp_rank: int, dp_size: int) -> tuple[int, i
     return global_batch_size * dp_rank // dp_size, global_batch_size * (dp_rank + 1) // dp_size
 
 
-def epochs_needed(num_samples: int, steps: int, global_batch_size: int) -> float:
-    """How often `steps` steps read a data set of `num_samples` samples; 1.0 is each sample once."""
-    return steps * global_batch_size / num_samples
-
-
 def training_batches(
     samples: Samples,
     order: SampleOrder,

@@ -92,7 +92,8 @@ def _headline(sample: ShownSample) -> str:
         starts = "documents start at " + ", ".join(map(str, sample.document_starts))
     else:
         starts = "no document starts here"
-    about = [f"index {sample.index}", f"epoch {sample.epoch}", starts, f"{sample.predictions} predictions"]
+    about = [f"index {sample.index}", f"epoch {sample.epoch}", starts]
+    about.append(f"{sample.predictions} prediction{'' if sample.predictions == 1 else 's'}")
     if sample.pair_label is not None:
         about.append(f"pair label {sample.pair_label} ({'not ' if sample.pair_label else ''}in order)")
     return f"--- sample {sample.counter} of the run: {', '.join(about)} ---"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import epochs_needed, slice_of, training_batches, validation_batches
+from data_pipeline.loader import slice_of, training_batches, validation_batches
 from data_pipeline.order import SampleOrder
 from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import IGNORE_INDEX, Sample
@@ -256,8 +256,3 @@ def test_validation_keeps_the_tail(tmp_path):
     batches = list(validation_batches(samples, batch_size=2, dp_rank=0, dp_size=1))
     assert [len(batch.inputs) for batch in batches] == [2, 1]
     assert int(sum((batch.labels != IGNORE_INDEX).sum() for batch in batches)) == 10
-
-
-def test_epochs_count_the_passes_over_the_data():
-    assert epochs_needed(100, 50, 4) == 2.0
-    assert epochs_needed(100, 10, 5) == 0.5
