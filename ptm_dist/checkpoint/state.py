@@ -67,7 +67,9 @@ def save_state(state: Mapping[str, LocalShard], directory: Path, control: Contro
 
     Raises: the first failing rank's error, on all ranks.
     """
-    writer = FileSystemWriter(directory, sync_files=True, overwrite=False)
+    # DCP keeps what it has written until the file is complete: boxes that are fetched have a file each.
+    is_lazy = any(isinstance(shard, LazyShard) for shard in state.values())
+    writer = FileSystemWriter(directory, single_file_per_rank=not is_lazy, sync_files=True, overwrite=False)
     writer.fs = CandidFileSystem()
     _unwrapped(
         lambda: save(

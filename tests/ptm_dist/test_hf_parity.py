@@ -121,6 +121,12 @@ def test_a_configuration_that_transformers_writes_reads_as_the_same_section(case
 
 
 @pytest.mark.parametrize("case", ONE_PER_CLASS)
+def test_figures_that_are_unusual_for_a_family_are_kept(case):
+    unusual = SECTIONS[case].model_copy(update={"layer_norm_eps": 1e-3, "initializer_std": 0.07, "max_positions": 5})
+    assert model_section(hf_config(unusual, SPECIAL_IDS)) == unusual
+
+
+@pytest.mark.parametrize("case", ONE_PER_CLASS)
 def test_keys_that_a_configuration_leaves_out_mean_what_transformers_means(case):
     import transformers
 
