@@ -199,6 +199,10 @@ def test_memory_is_that_of_the_phase_which_needs_most():
     one, two = small_recipe(**long), small_recipe(**long, training__phases=[phase])
     # Twice as many samples of half the length: the same number of tokens, 1 of 8 masked in place of 2 of 16.
     assert estimate(two, 1).total == estimate(one, 1).total
+    # Four times as many of a quarter: 1 of 4 is masked, so the first phase has twice the logits.
+    phase = {"until_step": 5, "sequence_length": 4}
+    same = {**long, "layout__micro_batch_size": 8, "data__sequence_length": 4}
+    assert estimate(small_recipe(**long, training__phases=[phase]), 1) == estimate(small_recipe(**same), 1)
     # The longer samples of the first phase need more.
     phase = {"until_step": 5, "sequence_length": 32}
     assert estimate(small_recipe(**long, training__phases=[phase]), 1) == estimate(
