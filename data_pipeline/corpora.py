@@ -14,6 +14,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_pipeline.atomic import atomic_file
 from data_pipeline.errors import DataError
@@ -34,7 +35,9 @@ class CorpusSummary:
     path: Path
 
 
-def write_stdlib_corpus(out: Path, *, source_text: bool = False) -> CorpusSummary:
+def write_stdlib_corpus(
+    out: Path, *, source_text: bool = False, unit: Literal["module", "docstring"] = "module"
+) -> CorpusSummary:
     """Write the documentation of the running Python's standard library as one jsonl file.
 
     One document per module (its name, then the docstrings of the module, its classes and functions in order of
@@ -43,6 +46,8 @@ def write_stdlib_corpus(out: Path, *, source_text: bool = False) -> CorpusSummar
     Args:
         out: the file to write, ending in ``.jsonl``; replaced when it exists.
         source_text: add the source text of each module as a document of its own.
+        unit: "docstring" makes each docstring a document of its own. Their sentences belong together and have an
+            order, which those of one module's many docstrings have not; sentence-order prediction needs that.
 
     Raises: DataError if ``out`` has another ending or cannot be written, or if this Python has no library sources.
     """
@@ -50,7 +55,7 @@ def write_stdlib_corpus(out: Path, *, source_text: bool = False) -> CorpusSummar
         raise DataError(f"{out}: the corpus is one file whose name ends in .jsonl; name it like corpus.jsonl")
     documents = text_bytes = 0
     with atomic_file(out) as stream:
-        for key, text in _documents(source_text):
+        for key, text in _documents(source_text, unit):
             stream.write(json.dumps({"id": key, "text": text}, ensure_ascii=False).encode() + b"\n")
             documents += 1
             text_bytes += len(text.encode())
@@ -59,14 +64,17 @@ def write_stdlib_corpus(out: Path, *, source_text: bool = False) -> CorpusSummar
     return CorpusSummary(documents, text_bytes, out)
 
 
-def _documents(source_text: bool) -> Iterator[tuple[str, str]]:
+def _documents(source_text: bool, unit: Literal["module", "docstring"]) -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in _module_files(root):
         name = _module_name(path.relative_to(root))
         with tokenize.open(path) as stream:
             source = stream.read()
         docstrings = list(_docstrings(ast.parse(source)))
-        if docstrings:
+        if unit == "docstring":
+            for number, docstring in enumerate(docstrings):
+                yield from _long_enough(f"docstring:{name}:{number}", docstring)
+        elif docstrings:
             yield from _long_enough(f"module:{name}", "\n\n".join([name, *docstrings]))
         if source_text:
             yield from _long_enough(f"source:{name}", source)

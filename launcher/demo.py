@@ -26,6 +26,8 @@ TOKENIZERS = {
     "albert": "sentencepiece-unigram",
 }
 """The families that have a demo, and the kind of tokenizer that each was published with."""
+_PAIRED = {"bert", "albert"}
+"""Families that learn how sentences belong together: their documents are single docstrings."""
 _PROCESSES = 2
 _VOCAB_SIZE = 4096
 _VALIDATION_FRACTION = 0.05
@@ -112,7 +114,7 @@ def prepare_data(places: Places, family: str) -> None:
         if places.corpus.exists():
             print(f"{places.corpus} is there already")
         else:
-            stdlib(places.corpus)
+            stdlib(places.corpus, docstrings=family in _PAIRED)
     kind = TOKENIZERS[family]
     with stage(f"2/6 tokenizer: {kind} of {_VOCAB_SIZE} ids"):
         train_tokenizer([str(places.corpus)], kind=kind, vocab_size=_VOCAB_SIZE, out=places.tokenizer)

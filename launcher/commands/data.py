@@ -31,12 +31,15 @@ def corpus_group() -> None:
 def stdlib(
     out: Annotated[Path, typer.Option(help="File to write (.jsonl).")],
     source_text: Annotated[bool, typer.Option("--source-text", help="Add the source files (11 MB).")] = False,
+    docstrings: Annotated[
+        bool, typer.Option("--docstrings", help="One document per docstring instead of one per module.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the documentation of Python's standard library as a corpus: about 2.4 MB of English prose."""
     from data_pipeline.corpora import write_stdlib_corpus
 
-    summary = write_stdlib_corpus(out, source_text=source_text)
+    summary = write_stdlib_corpus(out, source_text=source_text, unit="docstring" if docstrings else "module")
     if as_json:
         print_json(summary)
     else:

@@ -58,6 +58,19 @@ def test_source_text_adds_the_files_and_the_rest_is_the_same_again(corpus, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
 
 
+def test_docstrings_are_documents_of_their_own_that_the_modules_hold(tmp_path, corpus):
+    write_stdlib_corpus(tmp_path / "docstrings.jsonl", unit="docstring")
+    modules = {row["id"]: row["text"] for row in map(json.loads, corpus.path.open())}
+    rows = [json.loads(line) for line in (tmp_path / "docstrings.jsonl").open()]
+    docstrings = [row for row in rows if row["id"].startswith("docstring:")]
+    assert len(docstrings) > 3000
+    for row in docstrings:
+        _, name, _ = row["id"].split(":")
+        assert row["text"] in modules[f"module:{name}"]
+    topics = {key for key in modules if key.startswith("topic:")}
+    assert {row["id"] for row in rows} - {row["id"] for row in docstrings} == topics
+
+
 def test_a_wrong_place_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"ends in \.jsonl"):
         write_stdlib_corpus(tmp_path / "corpus.txt")

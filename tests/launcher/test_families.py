@@ -91,13 +91,15 @@ def test_masks_are_filled_in_and_samples_are_shown(family, ptm, prepared, tmp_pa
 
 
 def test_mistakes_of_families_end_in_one_message_before_training(ptm, prepared, tmp_path, workspace):
-    bert = prepare(ptm, prepared / "corpus.jsonl", tmp_path, "bert")
+    root = tmp_path / "bert"
+    root.mkdir()
+    bert = prepare(ptm, prepared / "corpus.jsonl", root, "bert")
     mistakes = {
         ("train", bert, "objective.kind=causal"): "objective.kind=causal does not suit model.family=bert",
         ("train", bert, "model.family=roberta", "objective.kind=mlm"): "padding id 1",
         ("train", workspace / "recipe.yaml", "objective.kind=mlm"): "does not suit model.family=gpt2",
         ("fill", "--checkpoint", workspace / "run", "--text", "nothing missing"): "no [MASK] in it",
-        ("checkpoint", "export", bert, "--format", "hf", "--out", tmp_path / "hf"): "no checkpoint",
+        ("checkpoint", "export", bert, "--format", "hf", "--out", root / "hf"): "no checkpoint",
     }
     for arguments, expected in mistakes.items():
         result = ptm(*arguments)
@@ -105,5 +107,5 @@ def test_mistakes_of_families_end_in_one_message_before_training(ptm, prepared, 
         assert result.err.startswith("error: ")
         assert expected in result.err, (arguments, result.err)
         assert "Traceback" not in result.err
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    assert not (tmp_path / "hf").exists()
+    assert not (root / "run" / "metrics.jsonl").exists()
+    assert not (root / "hf").exists()
