@@ -35,7 +35,6 @@ class HuggingFaceTokenizer:
         self.model = model
         self._special_ids = dict(special_ids)
         self._library = tokenizers.Tokenizer.from_str(model.decode())
-        self._library.post_processor = None
         self._library.no_truncation()
         self._library.no_padding()
         # Text is data: the name of a special token in it is not that token.
