@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ptm_dist.recipe.layout import resolve_layout
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, gather, slice_batch
 
@@ -106,5 +107,10 @@ def test_compiled_blocks_compute_the_same(world, layout):
 
 @pytest.mark.parametrize(("asked", "count", "size"), [(64, 1, 12), (12, 1, 12), (8, 2, 6), (5, 3, 4), (1, 12, 1)])
 def test_micro_batches_are_at_most_as_large_as_asked_and_as_even_as_can_be(asked, count, size):
-    engine = Cell(HARD, 1, {"micro_batch_size": asked}).engine()
-    assert (engine.micro_batches, engine.micro_batch_size) == (count, size)
+    layout = resolve_layout(Cell(HARD, 1, {"micro_batch_size": asked}).recipe().layout, 1)
+    assert layout.micro_batches(12) == (count, size)
+
+
+def test_a_phase_of_shorter_samples_takes_more_of_them_at_once():
+    layout = resolve_layout(Cell(HARD, 1, {"micro_batch_size": 2}).recipe().layout, 1)
+    assert layout.micro_batches(12, times_shorter=3) == (2, 6)

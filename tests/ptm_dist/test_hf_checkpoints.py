@@ -407,7 +407,8 @@ def test_both_ways_hold_a_few_tensors_and_never_the_model(tmp_path):
     assert exporting.growth < 5 * largest
     with MemoryWatch() as whole:
         kept = load_model(tmp_path / "ours")
-    assert whole.growth > 0.8 * model, "the watch itself sees nothing"
+    # Less than all of it: what earlier work has freed is used again.
+    assert whole.growth > 0.6 * model, "the watch itself sees nothing"
     del kept
 
 

@@ -76,4 +76,4 @@ def test_the_model_fingerprint_follows_the_architecture_only():
 
 
 def test_the_fingerprint_is_the_same_in_every_process_and_version():
-    assert fingerprint(small_recipe()) == "870ca1ac5523bf3710627188e31074be95b88c10822b756aac2a5cc72f367d3c"
+    assert fingerprint(small_recipe()) == "c2422ddd91ecd3e1e3b699a939524a41fe86d0ee55d7568c9bff2aa079afeaec"
