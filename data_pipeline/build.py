@@ -169,6 +169,11 @@ def build_shards(
 def _check(tokenizer: Tokenizer, tokenizer_folder: Path, shard_bytes: int, workers: int) -> None:
     if shard_bytes < 1 or workers < 1:
         raise DataError(f"shard_bytes={shard_bytes} and workers={workers} must both be at least 1")
+    if "end_of_document" not in tokenizer.special_ids:
+        raise DataError(
+            f'{tokenizer_folder} has no end-of-document id; name one ("eos_token") in the tokenizer_config.json that '
+            "it was imported from, and import it again"
+        )
     if load_tokenizer(tokenizer_folder).identity != tokenizer.identity:
         raise DataError(f"{tokenizer_folder} holds another tokenizer than the one given; give the folder it came from")
 

@@ -81,9 +81,11 @@ def sample_texts(checkpoint: Path, prompt: str, sampling: Sampling, tokenizer_fo
             f"{tokenizer_folder or recipe.data.tokenizer} has {tokenizer.vocab_size} ids, more than the model's "
             f"{recipe.model.vocab_size}; give the tokenizer it was trained with by --tokenizer"
         )
-    end_id = tokenizer.special_ids["end_of_document"]
+    end_id = tokenizer.special_ids.get("end_of_document")
     # Documents follow each other in training: after the end of one, the model begins another.
-    prompt_ids = [end_id, *tokenizer.encode(prompt).tolist()]
+    prompt_ids = ([] if end_id is None else [end_id]) + tokenizer.encode(prompt).tolist()
+    if not prompt_ids:
+        raise UserError("--prompt: this tokenizer has no end-of-document id to begin with; give some text")
     ids = generate_ids(
         model,
         torch.tensor([prompt_ids] * sampling.samples),

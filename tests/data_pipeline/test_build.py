@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -274,3 +275,12 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_tokenizer_without_an_end_of_documents_is_refused_with_what_to_do(corpus, folder, tmp_path):
+    class Endless:
+        special_ids: ClassVar[dict[str, int]] = {"pad": 1}
+
+    with pytest.raises(DataError, match=r"no end-of-document id; name one \(\"eos_token\"\)"):
+        build_shards([str(corpus)], tokenizer=Endless(), tokenizer_folder=folder, out=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
