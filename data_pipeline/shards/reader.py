@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,7 @@ class ShardSet:
             IndexError: not 0 <= begin <= end <= num_tokens.
             DataError: a shard is missing or damaged.
         """
-        self._checked(begin, end)
-        found = [np.empty(0, dtype=np.int64)]
-        for number, first, last, base in self._pieces(begin, end):
-            found.append(_between(self._shard(number).document_offsets, first, last) + np.int64(base))
-        return np.concatenate(found)
+        return self._starts(begin, end, lambda shard: shard.document_offsets)
 
     def sentence_starts(self, begin: int, end: int) -> NDArray[np.int64]:
         """The positions in [begin, end) of the whole set at which a sentence starts, ascending, int64.
@@ -129,11 +125,7 @@ class ShardSet:
             IndexError: not 0 <= begin <= end <= num_tokens.
             DataError: a shard is missing or damaged.
         """
-        self._checked(begin, end)
-        found = [np.empty(0, dtype=np.int64)]
-        for number, first, last, base in self._pieces(begin, end):
-            found.append(_between(self._shard(number).sentence_offsets, first, last) + np.int64(base))
-        return np.concatenate(found)
+        return self._starts(begin, end, lambda shard: shard.sentence_offsets)
 
     def word_starts(self, begin: int, end: int) -> NDArray[np.bool_]:
         """Which of the tokens [begin, end) of the whole set start a word, [end - begin], a copy.
@@ -163,6 +155,14 @@ class ShardSet:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ShardSet.__init__(self, state["directory"], state["manifest"])
+
+    def _starts(self, begin: int, end: int, offsets: Callable[[OpenShard], NDArray[np.integer]]) -> NDArray[np.int64]:
+        """The offsets of shards that lie in [begin, end), counted from the first token of the set."""
+        self._checked(begin, end)
+        found = [np.empty(0, dtype=np.int64)]
+        for number, first, last, base in self._pieces(begin, end):
+            found.append(_between(offsets(self._shard(number)), first, last) + np.int64(base))
+        return np.concatenate(found)
 
     def _checked(self, begin: int, end: int) -> int:
         if not 0 <= begin <= end <= self.num_tokens:

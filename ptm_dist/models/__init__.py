@@ -4,7 +4,7 @@ spec.py says what a model is; embeddings.py, transformer.py, heads.py and model.
 roberta.py and albert.py read like their papers; initialization.py gives first weights by name; hf.py maps names.
 """
 
-from ptm_dist.models.factory import build_model, model_spec
+from ptm_dist.models.factory import build_model, model_spec, parameter_shapes
 from ptm_dist.models.model import LanguageModel, ModelOutput
 
-__all__ = ["LanguageModel", "ModelOutput", "build_model", "model_spec"]
+__all__ = ["LanguageModel", "ModelOutput", "build_model", "model_spec", "parameter_shapes"]

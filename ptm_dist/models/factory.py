@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ptm_dist.models.albert import albert_spec
 from ptm_dist.models.bert import bert_spec
 from ptm_dist.models.gpt import gpt1_spec, gpt2_spec, gpt3_spec
@@ -31,3 +33,10 @@ def build_model(section: ModelSection) -> LanguageModel:
     Weights are whatever torch leaves there: see :mod:`ptm_dist.models.initialization`.
     """
     return LanguageModel(model_spec(section))
+
+
+def parameter_shapes(section: ModelSection) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes of a model's parameters, tied ones once; allocates nothing."""
+    with torch.device("meta"):
+        model = build_model(section)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

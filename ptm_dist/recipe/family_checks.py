@@ -8,7 +8,7 @@ from ptm_dist.recipe.schema import Family, Recipe
 
 _CAUSAL = ("causal",)
 _PAIRS = ("mlm_nsp", "mlm_sop")
-_OBJECTIVES = {
+OBJECTIVES = {
     Family.GPT1: _CAUSAL,
     Family.GPT2: _CAUSAL,
     Family.GPT3: _CAUSAL,
@@ -22,10 +22,10 @@ _OBJECTIVES = {
 def family_problems(recipe: Recipe) -> Iterator[str]:
     """Keys that the model's family does not have, and an objective that it has no head for."""
     model, kind = recipe.model, recipe.objective.kind
-    suitable = _OBJECTIVES[model.family]
+    suitable = OBJECTIVES[model.family]
     is_causal = suitable == _CAUSAL
     if kind not in suitable:
-        families = " or ".join(family for family, kinds in _OBJECTIVES.items() if kind in kinds)
+        families = " or ".join(family for family, kinds in OBJECTIVES.items() if kind in kinds)
         yield (
             f"objective.kind={kind} does not suit model.family={model.family}; use objective.kind="
             f"{' or '.join(suitable)}, or model.family={families}"

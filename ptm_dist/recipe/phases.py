@@ -48,7 +48,8 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
 
 def phase_at(recipe: Recipe, step: int) -> Phase:
     """The phase that the step after `step` steps belongs to; after the end of the run, its last."""
-    return next((phase for phase in phases(recipe) if step < phase.end_step), phases(recipe)[-1])
+    *earlier, last = phases(recipe)
+    return next((phase for phase in earlier if step < phase.end_step), last)
 
 
 def samples_before(recipe: Recipe, step: int) -> int:

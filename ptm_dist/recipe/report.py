@@ -6,13 +6,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ptm_dist.models import parameter_shapes
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
 from ptm_dist.recipe.phase_report import PhaseReport, neediest, phase_report
 from ptm_dist.recipe.phases import phases
 from ptm_dist.recipe.schema import ObjectiveSection, Recipe
 from ptm_dist.training.flops import TokenFlops, flops_per_sample
-from ptm_dist.training.memory import MemoryEstimate, estimate_memory, parameter_shapes
+from ptm_dist.training.memory import MemoryEstimate, estimate_memory
 
 _OBJECTIVES = {
     "causal": "the next token",
@@ -177,7 +178,7 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
         family=recipe.model.family.value,
         objective=recipe.objective.kind,
         optimizer=recipe.optimizer.kind,
-        parameters=sum(math.prod(shape) for shape in parameter_shapes(recipe).values()),
+        parameters=sum(math.prod(shape) for shape in parameter_shapes(recipe.model).values()),
         layout=layout,
         steps=recipe.training.steps,
         samples=sum(part.samples for part in parts),

@@ -9,9 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from ptm_dist.models import build_model, model_spec
+from ptm_dist.models import model_spec, parameter_shapes
 from ptm_dist.optim.build import slot_names
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import ResolvedLayout
@@ -72,13 +70,6 @@ def estimate_memory(recipe: Recipe, layout: ResolvedLayout) -> MemoryEstimate:
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def parameter_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Shapes of the whole model by canonical name, tied parameters once."""
-    with torch.device("meta"):
-        model = build_model(recipe.model)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 def tensor_shard(name: str, shape: tuple[int, ...], layout: ResolvedLayout) -> tuple[int, ...]:
     """Shape of the first tensor-parallel rank's part: chunks are cut by ceiling, so the first is the largest."""
     dimension = split_dimension(name)
@@ -114,7 +105,7 @@ class _Groups:
 
     @classmethod
     def of(cls, recipe: Recipe, layout: ResolvedLayout) -> _Groups:
-        shapes = {name: tensor_shard(name, shape, layout) for name, shape in parameter_shapes(recipe).items()}
+        shapes = {name: tensor_shard(name, shape, layout) for name, shape in parameter_shapes(recipe.model).items()}
         spec = model_spec(recipe.model)
         rest = 0
         layers: dict[str, int] = {}

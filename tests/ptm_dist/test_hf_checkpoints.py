@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from ptm_dist.checkpoint import find_checkpoint, load_model, verify
 from ptm_dist.checkpoint.convert import export_checkpoint, import_checkpoint
 from ptm_dist.errors import CheckpointError
-from ptm_dist.models.hf import hf_config, model_section, parameter_shapes, to_hf
+from ptm_dist.models import parameter_shapes
+from ptm_dist.models.hf import hf_config, model_section, to_hf
 from ptm_dist.recipe.schema import Family, ModelSection
 from tests.ptm_dist.hf_models import (
     ONE_PER_CLASS,

@@ -13,13 +13,12 @@ import torch
 import transformers
 from torch import nn
 
-from ptm_dist.models import build_model
+from ptm_dist.models import build_model, parameter_shapes
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.loading import load_recipe
 from ptm_dist.recipe.phases import phases, tokens_before
 from ptm_dist.recipe.schema import Family, Recipe
-from ptm_dist.training.memory import parameter_shapes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -59,7 +58,7 @@ def _recipe(name: str) -> Recipe:
 
 
 def _count(recipe: Recipe) -> int:
-    return sum(math.prod(shape) for shape in parameter_shapes(recipe).values())
+    return sum(math.prod(shape) for shape in parameter_shapes(recipe.model).values())
 
 
 def _gpt_config(recipe: Recipe) -> dict[str, int]:

@@ -19,15 +19,15 @@ from ptm_dist.checkpoint.convert.weight_files import Weights, open_weights, read
 from ptm_dist.checkpoint.state import LazyShard
 from ptm_dist.checkpoint.store import CheckpointStore, Description
 from ptm_dist.errors import CheckpointError
-from ptm_dist.models import model_spec
-from ptm_dist.models.hf import KeyMatch, TensorPair, counterpart, model_section, parameter_shapes, tensor_pairs
+from ptm_dist.models import model_spec, parameter_shapes
+from ptm_dist.models.hf import KeyMatch, TensorPair, counterpart, model_section, tensor_pairs
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.control import ALONE
+from ptm_dist.recipe.family_checks import OBJECTIVES
 from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
 from ptm_dist.recipe.schema import (
     DataSection,
-    Family,
     ModelSection,
     ObjectiveSection,
     OptimizerSection,
@@ -35,7 +35,6 @@ from ptm_dist.recipe.schema import (
     TrainingSection,
 )
 
-_OBJECTIVES = {Family.BERT: "mlm_nsp", Family.ROBERTA: "mlm", Family.ALBERT: "mlm_sop"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HEADS = ("head.", "pair_head.")
 
@@ -175,7 +174,7 @@ def _description(section: ModelSection, out: Path, folder: Path) -> Description:
         data=DataSection(
             path=Path("data"), tokenizer=out.absolute() / "tokenizer", sequence_length=section.max_positions
         ),
-        objective=ObjectiveSection.model_validate({"kind": _OBJECTIVES.get(section.family, "causal")}),
+        objective=ObjectiveSection.model_validate({"kind": OBJECTIVES[section.family][0]}),
         optimizer=OptimizerSection(learning_rate=1e-4),
         training=TrainingSection(steps=1, global_batch_size=1),
     )

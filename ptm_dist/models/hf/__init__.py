@@ -10,7 +10,6 @@ from ptm_dist.models.hf.conversion import (
     from_hf,
     hf_config,
     model_section,
-    parameter_shapes,
     tensor_pairs,
     to_hf,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "from_hf",
     "hf_config",
     "model_section",
-    "parameter_shapes",
     "tensor_pairs",
     "to_hf",
 ]

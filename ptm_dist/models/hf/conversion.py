@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from ptm_dist.errors import CheckpointError, RecipeError
-from ptm_dist.models.factory import build_model, model_spec
+from ptm_dist.models.factory import model_spec, parameter_shapes
 from ptm_dist.models.hf.albert import ALBERT
 from ptm_dist.models.hf.bert import BERT
 from ptm_dist.models.hf.counterpart import Counterpart
@@ -60,13 +59,6 @@ def counterpart_of(config: Mapping[str, Any]) -> Counterpart:
         f"config.json is of {named}, which cannot be imported; use a model of "
         f"{', '.join(name for known in _CLASSES for name in (known.model_class, *known.relatives))}"
     )
-
-
-def parameter_shapes(section: ModelSection) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes of a model's parameters; tied ones once."""
-    with torch.device("meta"):
-        model = build_model(section)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def tensor_pairs(section: ModelSection) -> list[TensorPair]:
