@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import UserError
+from launcher.commands import data_convert, data_look
 from launcher.commands.output import JsonFlag, examples, print_json, size
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, check and look at training data.")
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write corpora that need no download.")
 app.add_typer(corpus, name="corpus")
+data_look.register(app)
+data_convert.register(app)
 
 Shards = Annotated[Path, typer.Argument(help="Folder that `ptm data build` wrote, or one part of it.")]
 
