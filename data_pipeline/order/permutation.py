@@ -1,14 +1,11 @@
-"""The order of samples, by arithmetic: counter -> sample index, with no list of indices anywhere.
+"""Permutations that are computed, not stored: a keyed Feistel network (Luby & Rackoff 1988).
 
-Within an epoch the order is a keyed Feistel permutation (Luby & Rackoff 1988) of [0, n), brought down from
-the next power of four by cycle walking (Black & Rogaway 2002). Any part of it is found without the rest,
-so the whole state of a data stream is one integer: how many samples were consumed.
+One of [0, n) comes from that of the next power of four by cycle walking (Black & Rogaway 2002).
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,55 +72,6 @@ class Permutation:
         for key in self._round_keys:
             left, right = right, left ^ (_mix(right ^ key) & mask)
         return (left << self._half_bits) | right
-
-
-class SampleOrder:
-    """Which sample each counter of a run reads: endless, an own permutation for every epoch.
-
-    Args:
-        num_samples: n, samples of the data set.
-        seed: of the run.
-        source: name of the data set; two sources of one run have unrelated orders.
-        shuffle: "global" permutes all samples of an epoch, "none" reads them as they are stored.
-
-    Raises:
-        ValueError: there is no sample.
-    """
-
-    def __init__(self, num_samples: int, seed: int, source: str, shuffle: Literal["global", "none"]) -> None:
-        if num_samples < 1:
-            raise ValueError(f"an order of {num_samples} samples")
-        self.num_samples = num_samples
-        self._seed = seed
-        self._source = source
-        self._shuffle = shuffle
-
-    def samples(self, begin: int, end: int) -> NDArray[np.int64]:
-        """Sample indices of the counters [begin, end), [end - begin], int64.
-
-        Counter k lies in epoch k // n; an epoch may end, and the next begin, anywhere in the range.
-
-        Raises:
-            ValueError: not 0 <= begin <= end.
-        """
-        if not 0 <= begin <= end:
-            raise ValueError(f"counters [{begin}, {end})")
-        pieces = [np.empty(0, dtype=np.int64)]
-        while begin < end:
-            epoch, first = divmod(begin, self.num_samples)
-            last = min(first + end - begin, self.num_samples)
-            pieces.append(self._within_epoch(epoch, np.arange(first, last, dtype=np.int64)))
-            begin += last - first
-        return np.concatenate(pieces)
-
-    def epoch(self, counter: int) -> int:
-        """The epoch, from 0, in which a counter lies."""
-        return counter // self.num_samples
-
-    def _within_epoch(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._shuffle == "none":
-            return positions
-        return Permutation(self.num_samples, derive_key(self._seed, self._source, epoch))(positions)
 
 
 def _round_keys(key: bytes | int) -> list[np.uint64]:
