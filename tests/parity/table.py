@@ -52,6 +52,8 @@ FP64_TOLERANCE = 1e-12
 """A mistake shows at 1e-3, rounding of another order of sums at 1e-14."""
 FP32_TOLERANCE = 1e-5
 """Ten steps of Adam on float32 rounding noise."""
+CELLS_OF_A_WORLD = 24
+"""Cells that one group of processes runs: each leaves process groups behind, and each of those holds threads."""
 
 
 def matrix() -> list[tuple[str, Cell]]:
@@ -97,7 +99,7 @@ def single_precision() -> list[tuple[str, Cell]]:
 
 
 def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> list[Measured]:
-    """Run cells, all of one world size in one group of processes."""
+    """Run cells, those of one world size a few at a time in one group of processes."""
     backend = "nccl" if device == "cuda" else "gloo"
     by_world: dict[int, list[tuple[str, Cell]]] = defaultdict(list)
     for name, cell in named_cells:
@@ -106,10 +108,12 @@ def measure(named_cells: Iterable[tuple[str, Cell]], device: str = "cpu") -> lis
     with tempfile.TemporaryDirectory() as references:
         for problem in {cell.problem for cells in by_world.values() for _, cell in cells}:
             torch.save(reference_trace(problem), Path(references) / reference_name(problem))
-        for world, cells in by_world.items():
-            arguments = ([cell for _, cell in cells], references, device)
-            rows = run_distributed(run_cells, world, *arguments, timeout=1500, backend=backend)[0]
-            measured += [(name, cell, Errors(**row)) for (name, cell), row in zip(cells, rows, strict=True)]
+        for world, all_cells in by_world.items():
+            for first in range(0, len(all_cells), CELLS_OF_A_WORLD):
+                cells = all_cells[first : first + CELLS_OF_A_WORLD]
+                arguments = ([cell for _, cell in cells], references, device)
+                rows = run_distributed(run_cells, world, *arguments, timeout=1500, backend=backend)[0]
+                measured += [(name, cell, Errors(**row)) for (name, cell), row in zip(cells, rows, strict=True)]
     return measured
 
 
