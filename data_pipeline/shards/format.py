@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 META = "meta.json"
 TOKENS = "tokens.bin"
 DOCUMENTS = "docs.bin"
 SENTENCES = "sents.bin"
 WORD_STARTS = "wstart.bin"
-MEMBERS = (META, TOKENS, DOCUMENTS, SENTENCES, WORD_STARTS)
-"""Members of a shard in the order in which they lie in the file; KEY. stands before each name."""
+ORIGINS = "origin.bin"
+INFO = "info.jsonl"
+HASHES = "hashes.bin"
+MEMBERS = (META, TOKENS, DOCUMENTS, SENTENCES, WORD_STARTS, ORIGINS, INFO, HASHES)
+"""Members of a shard in the order in which they lie in the file; KEY. stands before each name. Only the information
+about documents may be absent."""
 
 STRUCTURE = (DOCUMENTS, SENTENCES, WORD_STARTS)
 """Members that say where things start, and not what the text is."""
 
 DOCUMENT_DTYPE = np.dtype("<i8")
 SENTENCE_DTYPE = np.dtype("<i4")
+ORIGIN_DTYPE = np.dtype("<u4")
 MAX_SHARD_TOKENS = np.iinfo(SENTENCE_DTYPE).max
-BLOCK = 512
-"""Tar archives are made of blocks of this many bytes, and every member's data starts on one."""
+MAX_ORIGIN = np.iinfo(ORIGIN_DTYPE).max
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class TokenizedDocument:
         tokens: ids, [n] with n >= 1, any integer dtype; the last is the end-of-document id.
         sentence_starts: position in `tokens` of each sentence's first token, ascending from 0, int32.
         word_starts: True where a word starts, [n], bool.
+        origin: number of the file that the text came from, in the manifest's list of sources.
+        info: what else is known about the document, JSON values by name.
 
     Raises:
         ValueError: the arrays do not fit together.
@@ -43,6 +51,8 @@ class TokenizedDocument:
     tokens: NDArray[np.integer]
     sentence_starts: NDArray[np.int32]
     word_starts: NDArray[np.bool_]
+    origin: int = 0
+    info: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         count = self.tokens.size
@@ -55,6 +65,8 @@ class TokenizedDocument:
             raise ValueError(f"sentences of a document of {count} tokens start at {starts}; the first is 0")
         if (np.diff(starts) <= 0).any():
             raise ValueError("sentence starts must ascend")
+        if not 0 <= self.origin <= MAX_ORIGIN:
+            raise ValueError(f"a document of source file number {self.origin}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.atomic import atomic_file
 from data_pipeline.errors import DataError
 from data_pipeline.shards import format as fmt
+from data_pipeline.shards.archive import layout
+from data_pipeline.shards.blocks import HASH_DTYPE, blocks_of
 
 MANIFEST_NAME = "manifest.json"
 
@@ -48,6 +50,11 @@ class ShardEntry:
     tokens: int
     members: dict[str, MemberEntry]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each member, in the order in which they lie in the file."""
+        return {name: self.members[name].size for name in fmt.MEMBERS if name in self.members}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -59,6 +66,7 @@ class Manifest:
         tokenizer: what made the tokens.
         shards: in the order in which their tokens follow each other.
         build: settings of the build, for people and for reuse; no meaning to readers.
+        checksum: SHA-256 of the manifest's text as it is with this field empty.
     """
 
     format: int
@@ -66,6 +74,7 @@ class Manifest:
     tokenizer: fmt.TokenizerIdentity
     shards: list[ShardEntry]
     build: dict[str, Any]
+    checksum: str
 
     @property
     def token_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -79,16 +88,37 @@ class Manifest:
         Raises:
             DataError: there is none, it is damaged, or another version of the format wrote it.
         """
-        path = directory / MANIFEST_NAME
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise DataError(
-                f"no token shards in {directory}: {MANIFEST_NAME} is missing; make them with `ptm data build`"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {error}; copy or build the data again") from error
-        return _parse(text, path)
+        return cls.parse(manifest_text(directory), str(directory))
+
+    @classmethod
+    def parse(cls, text: str, location: str) -> Manifest:
+        """Check the text of a manifest and take it apart.
+
+        Args:
+            text: content of the file.
+            location: folder or URL that it came from, for messages.
+
+        Raises:
+            DataError: it is damaged, or another version of the format wrote it.
+        """
+        return _parse(text, f"{location.rstrip('/')}/{MANIFEST_NAME}")
+
+
+def manifest_text(directory: Path) -> str:
+    """The content of the manifest of a folder.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"no token shards in {directory}: {MANIFEST_NAME} is missing; make them with `ptm data build`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; copy or build the data again") from error
 
 
 def write_manifest(
@@ -106,16 +136,25 @@ def write_manifest(
         DataError: the place cannot be written.
         ValueError: no shards, two of one name, or tokens stored in another type than the tokenizer asks for.
     """
-    manifest = Manifest(fmt.FORMAT_VERSION, _fingerprint(shards), tokenizer, list(shards), build)
-    problem = _inconsistency(manifest)
+    unsigned = Manifest(fmt.FORMAT_VERSION, _fingerprint(shards), tokenizer, list(shards), build, "")
+    problem = _inconsistency(unsigned)
     if problem:
         raise ValueError(problem)
+    manifest = replace(unsigned, checksum=_checksum(_text(unsigned)))
     with atomic_file(directory / MANIFEST_NAME) as stream:
-        stream.write(json.dumps(asdict(manifest), indent=1, sort_keys=True).encode() + b"\n")
+        stream.write(_text(manifest).encode())
     return manifest
 
 
-def _parse(text: str, path: Path) -> Manifest:
+def _text(manifest: Manifest) -> str:
+    return json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse(text: str, path: str) -> Manifest:
     advice = "copy or build the data again"
     try:
         version = json.loads(text)["format"]
@@ -136,6 +175,8 @@ def _parse(text: str, path: Path) -> Manifest:
     problem = _inconsistency(manifest)
     if problem:
         raise DataError(f"{path} is damaged: {problem}; {advice}")
+    if manifest.checksum != _checksum(text.replace(f'"checksum": "{manifest.checksum}"', '"checksum": ""')):
+        raise DataError(f"{path} is damaged: its text does not have the checksum that stands in it; {advice}")
     return manifest
 
 
@@ -147,18 +188,32 @@ def _inconsistency(manifest: Manifest) -> str | None:
     if not names or len(set(names)) != len(names):
         return f"{len(names)} shards of {len(set(names))} different names"
     for shard in manifest.shards:
-        expected = {
-            fmt.TOKENS: shard.tokens * manifest.token_dtype.itemsize,
-            fmt.DOCUMENTS: (shard.documents + 1) * fmt.DOCUMENT_DTYPE.itemsize,
-            fmt.WORD_STARTS: (shard.tokens + 7) // 8,
-        }
-        if set(shard.members) != set(fmt.MEMBERS):
-            return f"{shard.name} has the members {sorted(shard.members)}"
-        for name, size in expected.items():
-            if shard.members[name].size != size:
-                return f"{name} of {shard.name} has {shard.members[name].size} bytes instead of {size}"
-        if any(not fmt.BLOCK <= m.offset <= shard.bytes - m.size or m.size < 0 for m in shard.members.values()):
-            return f"a member of {shard.name} lies outside its {shard.bytes} bytes"
+        problem = _shard_inconsistency(shard, manifest.token_dtype.itemsize)
+        if problem:
+            return problem
+    return None
+
+
+def _shard_inconsistency(shard: ShardEntry, token_bytes: int) -> str | None:
+    """What in the entry of a shard contradicts itself, or None."""
+    if not set(fmt.MEMBERS) - {fmt.INFO} <= set(shard.members) <= set(fmt.MEMBERS):
+        return f"{shard.name} has the members {sorted(shard.members)}"
+    sizes = shard.sizes
+    expected = {
+        fmt.TOKENS: shard.tokens * token_bytes,
+        fmt.DOCUMENTS: (shard.documents + 1) * fmt.DOCUMENT_DTYPE.itemsize,
+        fmt.WORD_STARTS: (shard.tokens + 7) // 8,
+        fmt.ORIGINS: shard.documents * fmt.ORIGIN_DTYPE.itemsize,
+        fmt.HASHES: HASH_DTYPE.itemsize * sum(blocks_of(size) for name, size in sizes.items() if name != fmt.HASHES),
+    }
+    for name, size in expected.items():
+        if sizes[name] != size:
+            return f"{name} of {shard.name} has {sizes[name]} bytes instead of {size}"
+    if min(sizes.values()) < 0 or sizes[fmt.SENTENCES] % fmt.SENTENCE_DTYPE.itemsize:
+        return f"the members of {shard.name} have the sizes {sizes}"
+    place = layout(sizes)
+    if place.bytes != shard.bytes or any(shard.members[name].offset != at for name, at in place.offsets.items()):
+        return f"the members of {shard.name} do not lie where their sizes put them"
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
 from data_pipeline.shards import format as fmt
+from data_pipeline.shards.errors import BrokenShard
+from data_pipeline.shards.files import LocalFiles, ShardFiles
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.open_shard import OpenShard, size_problem
+from data_pipeline.shards.open_shard import CheckedBlocks, OpenShard
 
 _MAX_OPEN = 256
 """Shards mapped at one time by one process; each takes a file descriptor, of which there are often 1024."""
@@ -43,32 +44,54 @@ class Structure:
 
 
 class ShardSet:
-    """All shards of a folder as one row of tokens, with the positions at which documents, sentences and words start.
+    """All shards of a data set as one row of tokens, with the positions at which documents, sentences and words start.
 
-    Files are mapped when they are first read, in each process for itself: a set can be pickled and forked
-    freely, and holds a few numbers for each shard in memory.
+    Files are asked for and mapped when they are first read, in each process for itself: a set can be pickled and
+    forked freely, and holds a few numbers for each shard in memory. A block of 64 KiB is checked against its hash
+    when a process first reads it.
+
+    Attributes:
+        files: where the shards come from.
+        manifest: what they are.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.directory = directory
+    def __init__(self, files: ShardFiles, manifest: Manifest, quarantined: Collection[int] = ()) -> None:
+        self.files = files
         self.manifest = manifest
         self._ends = np.cumsum([shard.tokens for shard in manifest.shards], dtype=np.int64)
+        self._begins = self._ends - np.array([shard.tokens for shard in manifest.shards], dtype=np.int64)
+        self._quarantined = frozenset(quarantined)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._verified: set[tuple[int, str]] = set()
+        self._checked: dict[int, CheckedBlocks] = {}
 
     @classmethod
-    def open(cls, directory: Path) -> ShardSet:
-        """Open the shards of a folder; every file's size is checked here, its hashes when it is first read.
+    def open(cls, location: Path | str | ShardFiles) -> ShardSet:
+        """Open a data set; of the shards, nothing is read.
+
+        Args:
+            location: a folder, of which every file's size is checked here, or files that are asked for one by one
+                when they are first read.
 
         Raises:
-            DataError: the manifest or a shard is missing or damaged; names the file and what is wrong.
+            DataError: the manifest is missing or damaged; names the file and what is wrong.
+            BrokenShard: a shard of a folder is missing or has another size.
         """
-        manifest = Manifest.load(directory)
-        for shard in manifest.shards:
-            problem = size_problem(directory, shard)
-            if problem:
-                raise DataError(problem)
-        return cls(directory, manifest)
+        files = LocalFiles(Path(location)) if isinstance(location, str | Path) else location
+        manifest = Manifest.parse(files.manifest_text(), files.location)
+        if isinstance(location, str | Path):
+            for shard in manifest.shards:
+                files.local_path(shard)
+        return cls(files, manifest)
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the set, for messages."""
+        return self.files.location
+
+    @property
+    def directory(self) -> str:
+        """The same as `location`."""
+        return self.files.location
 
     @property
     def num_tokens(self) -> int:
@@ -96,17 +119,67 @@ class ShardSet:
         """The tokenizer that made the tokens."""
         return self.manifest.tokenizer
 
+    def set_quarantined(self, names: Collection[str]) -> None:
+        """Refuse to read the tokens of these shards from now on, whatever is in their files.
+
+        What says where things start can still be read, so that sample indexes stay what they are.
+
+        Args:
+            names: file names of shards, all of them; those of other sets mean nothing here.
+        """
+        self._quarantined = frozenset(
+            number for number, shard in enumerate(self.manifest.shards) if shard.name in names
+        )
+
+    def shards_of(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[tuple[int, ...]]:
+        """The numbers of the shards that hold the tokens of each window [begin, end), ascending; none of an empty one.
+
+        Args:
+            begins: first position of each window in the whole set, [n].
+            ends: position behind its last, [n].
+        """
+        first = np.searchsorted(self._ends, begins, side="right")
+        last = np.where(begins < ends, np.searchsorted(self._begins, ends, side="left"), first)
+        return [tuple(range(low, high)) for low, high in zip(first.tolist(), last.tolist(), strict=True)]
+
+    def rows(self, begins: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Token ids of the windows [begin, begin + length), [n, length], int64.
+
+        Args:
+            begins: first position of each window in the whole set, [n], in any order.
+            length: tokens of every window.
+
+        Raises:
+            IndexError: a window does not lie within the set.
+            BrokenShard: a shard is missing, damaged or in quarantine.
+        """
+        result = np.empty((begins.size, length), dtype=np.int64)
+        if result.size == 0:
+            return result
+        self._checked_range(int(begins.min()), int(begins.max()) + length)
+        order = np.argsort(begins)  # each shard is opened once, and read in the order of the file
+        sorted_begins = begins[order]
+        numbers = np.searchsorted(self._ends, sorted_begins, side="right")
+        locals_ = sorted_begins - self._begins[numbers]
+        current, shard = -1, None
+        for row, number, first in zip(order.tolist(), numbers.tolist(), locals_.tolist(), strict=True):
+            if number != current or shard is None:
+                current, shard = number, self._text(number)
+            if first + length <= shard.num_tokens:
+                result[row] = shard.tokens(first, first + length)
+            else:
+                self._copy(int(begins[row]), result[row])
+        return result
+
     def tokens(self, begin: int, end: int) -> NDArray[np.int64]:
         """Token ids at the positions [begin, end) of the whole set, [end - begin], int64, a copy.
 
         Raises:
             IndexError: not 0 <= begin <= end <= num_tokens.
-            DataError: a shard is missing or damaged.
+            BrokenShard: a shard is missing, damaged or in quarantine.
         """
-        result = np.empty(self._checked(begin, end), dtype=np.int64)
-        for number, first, last, base in self._pieces(begin, end):
-            piece = self._shard(number).tokens[first:last]
-            result[base + first - begin : base + last - begin] = piece
+        result = np.empty(self._checked_range(begin, end), dtype=np.int64)
+        self._copy(begin, result)
         return result
 
     def document_starts(self, begin: int, end: int) -> NDArray[np.int64]:
@@ -114,86 +187,119 @@ class ShardSet:
 
         Raises:
             IndexError: not 0 <= begin <= end <= num_tokens.
-            DataError: a shard is missing or damaged.
+            BrokenShard: a shard is missing, damaged or in quarantine.
         """
-        return self._starts(begin, end, lambda shard: shard.document_offsets)
+        return self._starts(begin, end, OpenShard.document_offsets)
 
     def sentence_starts(self, begin: int, end: int) -> NDArray[np.int64]:
         """The positions in [begin, end) of the whole set at which a sentence starts, ascending, int64.
 
         Raises:
             IndexError: not 0 <= begin <= end <= num_tokens.
-            DataError: a shard is missing or damaged.
+            BrokenShard: a shard is missing, damaged or in quarantine.
         """
-        return self._starts(begin, end, lambda shard: shard.sentence_offsets)
+        return self._starts(begin, end, OpenShard.sentence_offsets)
 
     def word_starts(self, begin: int, end: int) -> NDArray[np.bool_]:
         """Which of the tokens [begin, end) of the whole set start a word, [end - begin], a copy.
 
         Raises:
             IndexError: not 0 <= begin <= end <= num_tokens.
-            DataError: a shard is missing or damaged.
+            BrokenShard: a shard is missing, damaged or in quarantine.
         """
-        self._checked(begin, end)
+        self._checked_range(begin, end)
         found = [np.empty(0, dtype=np.bool_)]
-        found += [self._shard(number).word_starts(first, last) for number, first, last, _ in self._pieces(begin, end)]
+        found += [self._text(number).word_starts(first, last) for number, first, last in self._pieces(begin, end)]
         return np.concatenate(found)
 
     def structures(self) -> Iterator[Structure]:
         """Where things start in each shard, shard by shard; no text is read.
 
         Raises:
-            DataError: a shard is missing or damaged.
+            BrokenShard: a shard is missing or damaged.
         """
-        for number, entry in enumerate(self.manifest.shards):
-            shard = self._shard(number, fmt.STRUCTURE)
-            first_token = int(self._ends[number]) - entry.tokens
-            yield Structure(first_token, shard.document_offsets, shard.sentence_offsets, shard.member(fmt.WORD_STARTS))
+        for number in range(len(self.manifest.shards)):
+            shard = self._shard(number)
+            yield Structure(
+                int(self._begins[number]),
+                shard.document_offsets(),
+                shard.sentence_offsets(),
+                shard.member(fmt.WORD_STARTS),
+            )
+
+    def origins(self, number: int) -> NDArray[np.uint32]:
+        """Of each document of one shard, the number of its source file in the manifest's list, [documents], uint32.
+
+        Raises:
+            BrokenShard: the shard is missing or damaged.
+        """
+        return self._shard(number).origins()
+
+    def infos(self, number: int) -> Iterator[dict[str, Any]]:
+        """What else was stored with each document of one shard, JSON values by name, in the order of the documents.
+
+        Raises:
+            BrokenShard: the shard is missing or damaged.
+        """
+        return self._shard(number).infos()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory, "manifest": self.manifest}
+        return {"files": self.files, "manifest": self.manifest, "quarantined": self._quarantined}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        ShardSet.__init__(self, state["directory"], state["manifest"])
+        ShardSet.__init__(self, **state)
 
     def _starts(self, begin: int, end: int, offsets: Callable[[OpenShard], NDArray[np.integer]]) -> NDArray[np.int64]:
         """The offsets of shards that lie in [begin, end), counted from the first token of the set."""
-        self._checked(begin, end)
+        self._checked_range(begin, end)
         found = [np.empty(0, dtype=np.int64)]
-        for number, first, last, base in self._pieces(begin, end):
-            found.append(_between(offsets(self._shard(number)), first, last) + np.int64(base))
+        for number, first, last in self._pieces(begin, end):
+            found.append(_between(offsets(self._text(number)), first, last) + self._begins[number])
         return np.concatenate(found)
 
-    def _checked(self, begin: int, end: int) -> int:
+    def _checked_range(self, begin: int, end: int) -> int:
         if not 0 <= begin <= end <= self.num_tokens:
             raise IndexError(f"tokens [{begin}, {end}) of {self.num_tokens}")
         return end - begin
 
-    def _pieces(self, begin: int, end: int) -> list[tuple[int, int, int, int]]:
-        """The parts of [begin, end): shard number, first and last position in it, its own first position."""
+    def _copy(self, begin: int, result: NDArray[np.int64]) -> None:
+        """Fill `result` with the tokens from `begin` on."""
+        filled = 0
+        for number, first, last in self._pieces(begin, begin + result.size):
+            result[filled : filled + last - first] = self._text(number).tokens(first, last)
+            filled += last - first
+
+    def _pieces(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """The parts of [begin, end): shard number, first and last position in it."""
         pieces = []
         number = int(np.searchsorted(self._ends, begin, side="right"))
         while begin < end:
-            base = int(self._ends[number]) - self.manifest.shards[number].tokens
+            base = int(self._begins[number])
             last = min(end, int(self._ends[number]))
-            pieces.append((number, begin - base, last - base, base))
+            pieces.append((number, begin - base, last - base))
             begin = last
             number += 1
         return pieces
 
-    def _shard(self, number: int, members: Sequence[str] = fmt.MEMBERS) -> OpenShard:
-        """A shard of which `members` have been found whole."""
+    def _text(self, number: int) -> OpenShard:
+        """A shard whose tokens may be read."""
+        if number in self._quarantined:
+            name = self.manifest.shards[number].name
+            raise BrokenShard(name, f"shard {name} of {self.location} is in quarantine; repair it, then release it")
+        return self._shard(number)
+
+    def _shard(self, number: int) -> OpenShard:
         shard = self._open.get(number)
         if shard is None:
-            shard = OpenShard(self.directory, self.manifest.shards[number], self.manifest.token_dtype)
-        unverified = [name for name in members if (number, name) not in self._verified]
-        for problem in shard.damaged_members(unverified):
-            raise DataError(problem)
-        self._verified.update((number, name) for name in unverified)
-        self._open[number] = shard
-        self._open.move_to_end(number)
-        if len(self._open) > _MAX_OPEN:
-            self._open.popitem(last=False)
+            entry = self.manifest.shards[number]
+            path = self.files.local_path(entry)
+            shard = OpenShard(path, entry, self.manifest.token_dtype, self._checked.get(number))
+            self._open[number] = shard
+            self._checked[number] = shard.checked
+            if len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(number)
         return shard
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.shards import format as fmt
+from data_pipeline.shards.files import LocalFiles
 from data_pipeline.shards.manifest import Manifest, ShardEntry
 from data_pipeline.shards.open_shard import OpenShard
 
@@ -37,21 +39,21 @@ def verify(directory: Path) -> list[str]:
 
 def _shard_problems(directory: Path, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
     try:
-        shard = OpenShard(directory, entry, manifest.token_dtype)
+        shard = OpenShard(LocalFiles(directory).local_path(entry), entry, manifest.token_dtype)
     except DataError as error:
         yield str(error)
         return
-    damaged = list(shard.damaged_members())
+    damaged = [problem for name in entry.sizes if name != fmt.HASHES for problem in shard.damage(name)]
     yield from damaged
     if damaged:
         return  # what follows would only repeat it in other words
     path = directory / entry.name
     yield from _archive_problems(path, entry)
-    if not _are_offsets(shard.document_offsets, entry.documents, entry.tokens):
+    if not _are_offsets(shard.document_offsets(), entry.documents, entry.tokens):
         yield f"shard {path}: the document offsets are not those of {entry.documents} documents"
-    if not _are_offsets(shard.sentence_offsets, shard.sentence_offsets.size - 1, entry.tokens):
+    if not _are_offsets(shard.sentence_offsets(), shard.sentence_offsets().size - 1, entry.tokens):
         yield f"shard {path}: the sentence offsets do not cover its {entry.tokens} tokens"
-    highest = _highest(shard.tokens)
+    highest = _highest(shard.tokens(0, shard.num_tokens))
     if highest >= manifest.tokenizer.vocab_size:
         yield f"shard {path}: token id {highest} in a vocabulary of {manifest.tokenizer.vocab_size}"
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic_file
 from data_pipeline.shards import format as fmt
+from data_pipeline.shards.archive import header, layout, padding
+from data_pipeline.shards.blocks import HASH_DTYPE, BlockHasher
 from data_pipeline.shards.manifest import MemberEntry, ShardEntry
 
 
@@ -45,10 +45,15 @@ def write_shard(
         raise ValueError(f"tokens are stored as <u2 or <u4, not {dtype.str}")
     columns = _Columns(documents, dtype)
     contents = columns.members()
+    members: dict[str, MemberEntry] = {}
+    hashes: list[int] = []
     with atomic_file(path) as stream:
-        members = {name: _write_member(stream, f"{key}.{name}", contents[name]) for name in fmt.MEMBERS}
-        _fill(stream, 2 * fmt.BLOCK, tarfile.RECORDSIZE)
-        size = stream.tell()
+        for name, pieces in contents.items():
+            members[name], blocks = _write_member(stream, f"{key}.{name}", pieces)
+            hashes += blocks
+        members[fmt.HASHES], _ = _write_member(stream, f"{key}.{fmt.HASHES}", [np.array(hashes, HASH_DTYPE)])
+        size = layout({name: member.size for name, member in members.items()}).bytes
+        stream.write(bytes(size - stream.tell()))
     return ShardEntry(path.name, key, size, columns.num_documents, columns.num_tokens, members)
 
 
@@ -60,6 +65,8 @@ class _Columns:
         self._tokens: list[NDArray[np.unsignedinteger]] = []
         self._sentences: list[NDArray[np.int64]] = []
         self._word_starts: list[NDArray[np.bool_]] = []
+        self._origins: list[int] = []
+        self._infos: list[Mapping[str, Any]] = []
         self.num_tokens = 0
         for document in documents:
             self._add(document)
@@ -76,10 +83,12 @@ class _Columns:
         self._tokens.append(document.tokens.astype(self._dtype, order="C"))
         self._sentences.append(document.sentence_starts.astype(np.int64) + self.num_tokens)
         self._word_starts.append(document.word_starts.astype(np.bool_))
+        self._origins.append(document.origin)
+        self._infos.append(document.info or {})
         self.num_tokens += document.tokens.size
 
     def members(self) -> dict[str, Sequence[NDArray[Any]]]:
-        """Content of every member, as pieces to be written one after the other."""
+        """Content of every member but the hashes, in order, as pieces to be written one after the other."""
         end = np.array([self.num_tokens])
         lengths = [tokens.size for tokens in self._tokens]
         documents = np.concatenate([[0], np.cumsum(lengths)]).astype(fmt.DOCUMENT_DTYPE)
@@ -92,32 +101,33 @@ class _Columns:
             "documents": self.num_documents,
             "sentences": sentences.size - 1,
         }
-        return {
-            fmt.META: [np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)],
+        contents: dict[str, Sequence[NDArray[Any]]] = {
+            fmt.META: [_json_bytes(meta)],
             fmt.TOKENS: self._tokens,
             fmt.DOCUMENTS: [documents],
             fmt.SENTENCES: [sentences],
             fmt.WORD_STARTS: [word_starts],
+            fmt.ORIGINS: [np.array(self._origins, fmt.ORIGIN_DTYPE)],
         }
+        if any(self._infos):
+            contents[fmt.INFO] = [_json_bytes(dict(info), "\n") for info in self._infos]
+        return contents
 
 
-def _write_member(stream: BinaryIO, name: str, pieces: Sequence[NDArray[Any]]) -> MemberEntry:
+def _json_bytes(value: dict[str, Any], end: str = "") -> NDArray[np.uint8]:
+    return np.frombuffer((json.dumps(value, sort_keys=True) + end).encode(), dtype=np.uint8)
+
+
+def _write_member(stream: BinaryIO, name: str, pieces: Sequence[NDArray[Any]]) -> tuple[MemberEntry, list[int]]:
+    """Write a member behind its header: where it lies, and the hashes of its blocks."""
     buffers = [piece.data.cast("B") for piece in pieces]
-    header = tarfile.TarInfo(name)
-    header.size = sum(buffer.nbytes for buffer in buffers)
-    header.mode = 0o644
-    header.uname = header.gname = ""
-    stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+    size = sum(buffer.nbytes for buffer in buffers)
+    stream.write(header(name, size))
     offset = stream.tell()
-    digest = xxhash.xxh3_64()
+    hasher = BlockHasher()
     for buffer in buffers:
-        digest.update(buffer)
+        hasher.update(buffer)
         stream.write(buffer)
-    _fill(stream, 0, fmt.BLOCK)
-    return MemberEntry(offset, header.size, digest.hexdigest())
-
-
-def _fill(stream: BinaryIO, at_least: int, multiple: int) -> None:
-    """Write zeros: `at_least` of them, and then up to a multiple of `multiple` bytes."""
-    end = stream.tell() + at_least
-    stream.write(bytes(at_least + -end % multiple))
+    stream.write(bytes(padding(size)))
+    digest, blocks = hasher.finish()
+    return MemberEntry(offset, size, digest), blocks

@@ -18,7 +18,7 @@ from data_pipeline.order import SampleOrder
 from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import IGNORE_INDEX, Sample
 from data_pipeline.samples.causal import CausalSamples
-from data_pipeline.shards import ShardSet
+from data_pipeline.shards import BrokenShard, ShardSet
 from tests.data_pipeline.shard_files import counting_shards
 
 
@@ -196,8 +196,8 @@ def test_damaged_data_raise_the_same_plain_message_from_any_process(tmp_path, wo
     with pytest.raises(DataError) as raised:
         load(samples, 0, 5, workers=workers)
     message = str(raised.value)
-    assert type(raised.value) is DataError
-    assert message.startswith(f"shard {path} is damaged: member 00001.tokens.bin has the hash ")
+    assert type(raised.value) is BrokenShard
+    assert message.startswith(f"shard {path} is damaged: member 00001.tokens.bin, bytes ")
     assert "\n" not in message
     assert "worker" not in message
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import (
+    BrokenShard,
     Manifest,
     ShardSet,
     TokenizedDocument,
@@ -87,7 +88,7 @@ def test_the_structure_of_every_shard_is_found_without_its_text(tmp_path):
     assert [structure.documents.tolist() for structure in structures] == [[0, 5, 6, 15], [0, 1], [0, 40, 42]]
     assert structures[0].sentences.tolist() == [0, 3, 5, 6, 9, 12, 15]
     np.testing.assert_array_equal(structures[2].starts_word(np.arange(5, 23)), stream[21:39] % 2 == 0)
-    with pytest.raises(DataError, match=r"tokens\.bin has the hash"):
+    with pytest.raises(BrokenShard, match=r"tokens\.bin, bytes \d+ to \d+ of the file, do not have the hash"):
         shards.tokens(15, 16)
 
 
@@ -95,7 +96,7 @@ def test_the_structure_of_every_shard_is_found_without_its_text(tmp_path):
 def test_a_flipped_bit_in_the_structure_is_found_when_it_is_read(tmp_path, member):
     shards, _ = build(tmp_path)
     flip_bit(tmp_path / "shard-00002.tar", shards.manifest.shards[2].members[member].offset)
-    with pytest.raises(DataError, match=rf"shard-00002.tar is damaged: member 00002.{member} has the hash"):
+    with pytest.raises(BrokenShard, match=rf"shard-00002.tar is damaged: member 00002.{member}, bytes"):
         list(shards.structures())
 
 
@@ -117,7 +118,7 @@ def test_plain_webdataset_reads_each_shard_as_one_sample(tmp_path):
     tokens = [np.frombuffer(sample["tokens.bin"], "<u2") for sample in found]
     np.testing.assert_array_equal(np.concatenate(tokens), stream)
     meta = json.loads(found[0]["meta.json"])
-    assert meta == {"format": 1, "dtype": "<u2", "tokens": 15, "documents": 3, "sentences": 6}
+    assert meta == {"format": 2, "dtype": "<u2", "tokens": 15, "documents": 3, "sentences": 6}
     assert np.frombuffer(found[0]["docs.bin"], "<i8").tolist() == [0, 5, 6, 15]
     assert np.frombuffer(found[0]["sents.bin"], "<i4").tolist() == [0, 3, 5, 6, 9, 12, 15]
     bits = np.unpackbits(np.frombuffer(found[0]["wstart.bin"], np.uint8), bitorder="little")[:15]
@@ -188,16 +189,25 @@ def test_a_shard_cut_short_after_opening_is_reported_not_crashed_on(tmp_path):
         shards.tokens(16, 17)
 
 
-@pytest.mark.parametrize("member", ["meta.json", "tokens.bin", "docs.bin", "sents.bin", "wstart.bin"])
+READS = {
+    "tokens.bin": ShardSet.tokens,
+    "docs.bin": ShardSet.document_starts,
+    "sents.bin": ShardSet.sentence_starts,
+    "wstart.bin": ShardSet.word_starts,
+    "hashes.bin": ShardSet.tokens,
+}
+
+
+@pytest.mark.parametrize("member", sorted(READS))
 def test_a_flipped_bit_is_found_at_first_use_and_its_member_named(tmp_path, member):
     shards, _ = build(tmp_path)
     flip_bit(tmp_path / "shard-00002.tar", shards.manifest.shards[2].members[member].offset)
     reopened = ShardSet.open(tmp_path)
     assert reopened.tokens(0, 16).size == 16
     for _ in range(2):
-        with pytest.raises(DataError, match=rf"shard-00002.tar is damaged: member 00002.{member} has the hash"):
-            reopened.tokens(10, 20)
-    assert [problem for problem in verify(tmp_path) if member in problem] == verify(tmp_path) != []
+        with pytest.raises(BrokenShard, match=rf"shard-00002.tar is damaged: member 00002.{member}, bytes") as caught:
+            READS[member](reopened, 10, 20)
+        assert caught.value.shard == "shard-00002.tar"
 
 
 def test_a_whole_data_set_has_no_problems(tmp_path):
@@ -228,12 +238,18 @@ def test_verify_names_ids_beyond_the_vocabulary(tmp_path):
         (lambda text: "", "not a manifest"),
         (lambda text: text[:200], "not a manifest"),
         (lambda text: "[1]", "not a manifest"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format version 2, this program reads 1"),
+        (
+            lambda text: text.replace('"format": 2', '"format": 1'),
+            "format version 1, this program reads 2; build the data again",
+        ),
         (lambda text: text.replace('"tokens": 15', '"tokens": "many"'), r"shards\.0\.tokens"),
         (lambda text: text.replace('"tokens": 15', '"tokens": 16'), "tokens.bin of shard-00000.tar has 30 bytes"),
         (lambda text: text.replace('"xxh3": "', '"xxh3": "0', 1), "fingerprint"),
         (lambda text: text.replace('"vocab_size": 512', '"vocab_size": 70000'), "30 bytes instead of 60"),
         (lambda text: text.replace('"vocab_size": 512', '"vocab_size": 0'), "a vocabulary of 0 ids"),
+        (lambda text: text.replace('"vocab_size": 512', '"vocab_size": 513'), "checksum"),
+        (lambda text: text.replace('"made_by": "test"', '"made_by": "best"'), "checksum"),
+        (lambda text: text + " ", "checksum"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, damage, message):
@@ -338,3 +354,68 @@ def test_more_shards_than_may_be_open_at_once_are_read(tmp_path):
         np.testing.assert_array_equal(shards.tokens(0, 800).reshape(400, 2), everything)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), length=st.integers(0, 30))
+def test_rows_equal_windows_read_one_by_one(tmp_path_factory, data, length):
+    shards, stream = build(tmp_path_factory.mktemp("set"))
+    begins = data.draw(st.lists(st.integers(0, stream.size - length), max_size=20))
+    rows = shards.rows(np.array(begins, np.int64), length)
+    assert (rows.dtype, rows.shape) == (np.int64, (len(begins), length))
+    for row, begin in zip(rows, begins, strict=True):
+        np.testing.assert_array_equal(row, stream[begin : begin + length])
+
+
+@pytest.mark.parametrize("begin", [-1, 50, 58])
+def test_rows_outside_the_set_are_refused(tmp_path, begin):
+    shards, _ = build(tmp_path)
+    with pytest.raises(IndexError):
+        shards.rows(np.array([3, begin]), 9)
+
+
+def test_the_shards_of_a_window_are_those_that_reading_it_opens(tmp_path):
+    shards, stream = build(tmp_path)
+    bounds = [(begin, end) for begin in range(stream.size + 1) for end in range(begin, stream.size + 1)]
+    begins, ends = np.array(bounds).T
+    for (begin, end), found in zip(bounds, shards.shards_of(begins, ends), strict=True):
+        reader = pickle.loads(pickle.dumps(shards))
+        reader.tokens(begin, end)
+        assert found == tuple(reader._open)
+
+
+def test_a_shard_in_quarantine_is_not_read_even_if_it_is_sound_or_gone(tmp_path):
+    shards, stream = build(tmp_path)
+    shards.set_quarantined(["shard-00001.tar", "of-another-set.tar"])
+    (tmp_path / "shard-00001.tar").unlink()
+    for reader in (shards, pickle.loads(pickle.dumps(shards))):
+        np.testing.assert_array_equal(reader.tokens(0, 15), stream[:15])
+        np.testing.assert_array_equal(reader.rows(np.array([0, 16]), 9), [stream[:9], stream[16:25]])
+        for read in (ShardSet.tokens, ShardSet.word_starts, ShardSet.document_starts):
+            with pytest.raises(BrokenShard, match=r"shard-00001.tar of .* is in quarantine") as caught:
+                read(reader, 10, 20)
+            assert caught.value.shard == "shard-00001.tar"
+        with pytest.raises(BrokenShard, match="quarantine"):
+            reader.rows(np.array([0, 10]), 9)
+    shards.set_quarantined([])
+    with pytest.raises(BrokenShard, match="missing"):
+        shards.tokens(10, 20)
+
+
+def test_a_broken_shard_keeps_its_name_on_the_way_from_another_process():
+    error = pickle.loads(pickle.dumps(BrokenShard("a.tar", "shard a.tar is damaged")))
+    assert (type(error), error.shard, str(error)) == (BrokenShard, "a.tar", "shard a.tar is damaged")
+
+
+def test_origins_and_information_of_documents_are_read_back(tmp_path):
+    plain = document([1, 2, 0])
+    infos = [{"url": "http://a/\ud800", "score": 0.5}, None, {"tags": ["\u03b1", None]}]
+    told = [replace(plain, origin=origin, info=info) for origin, info in zip([7, 0, 2**32 - 1], infos, strict=True)]
+    shards = write_shards(tmp_path, [told, [plain]])
+    assert [shards.origins(number).tolist() for number in (0, 1)] == [[7, 0, 2**32 - 1], [0]]
+    assert [list(shards.infos(number)) for number in (0, 1)] == [[info or {} for info in infos], [{}]]
+    assert ["info.jsonl" in entry.members for entry in shards.manifest.shards] == [True, False]
+    assert verify(tmp_path) == []
+    for origin in (-1, 2**32):
+        with pytest.raises(ValueError):
+            replace(plain, origin=origin)
