@@ -22,8 +22,6 @@ app.add_typer(corpus, name="corpus")
 data_look.register(app)
 data_convert.register(app)
 
-Shards = Annotated[Path, typer.Argument(help="Folder that `ptm data build` wrote, or one part of it.")]
-
 
 @corpus.callback()
 def corpus_group() -> None:
@@ -124,24 +122,6 @@ def show(
     print_json(shown) if as_json else print(format_shown(shown))
 
 
-@app.command(epilog=examples("ptm data verify runs/demo/data"))
-def verify(folder: Shards, as_json: JsonFlag = False) -> None:
-    """Read every byte of the shards and compare hashes; exit code 2 if something is wrong."""
-    from data_pipeline.shards import ShardSet
-    from data_pipeline.shards import verify as verify_shards
-
-    parts = shard_folders(folder)
-    problems = [problem for part in parts for problem in verify_shards(part)]
-    if as_json:
-        print_json({"folders": parts, "problems": problems})
-        raise typer.Exit(2 if problems else 0)
-    if problems:
-        raise UserError("\n".join(problems))
-    for part in parts:
-        shards = ShardSet.open(part)
-        print(f"{part}: sound; {shards.num_documents:,} documents, {shards.num_tokens:,} tokens")
-
-
 def _show_progress(progress: BuildProgress) -> None:
     done = f"{progress.shards} shards, {progress.tokens:,} tokens, {size(progress.text_bytes)} of text"
     print(f"\r{done}, {progress.seconds:.0f} s ", end="", file=sys.stderr, flush=True)
@@ -153,9 +133,3 @@ def parse_rank(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) >= int(match[2]):
         raise UserError(f"--rank {text}: give R/N with 0 <= R < N, such as 0/2")
     return int(match[1]), int(match[2])
-
-
-def shard_folders(folder: Path) -> list[Path]:
-    """The folders with a manifest in what `ptm data build` wrote; the folder itself if it has no parts."""
-    parts = [folder / name for name in ("train", "validation") if (folder / name).is_dir()]
-    return parts or [folder]
