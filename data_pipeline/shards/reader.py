@@ -160,10 +160,10 @@ class ShardSet:
         order = np.argsort(begins)  # each shard is opened once, and read in the order of the file
         sorted_begins = begins[order]
         numbers = np.searchsorted(self._ends, sorted_begins, side="right")
-        locals_ = sorted_begins - self._begins[numbers]
-        current, shard = -1, None
-        for row, number, first in zip(order.tolist(), numbers.tolist(), locals_.tolist(), strict=True):
-            if number != current or shard is None:
+        firsts = sorted_begins - self._begins[numbers]
+        current, shard = int(numbers[0]), self._text(int(numbers[0]))
+        for row, number, first in zip(order.tolist(), numbers.tolist(), firsts.tolist(), strict=True):
+            if number != current:
                 current, shard = number, self._text(number)
             if first + length <= shard.num_tokens:
                 result[row] = shard.tokens(first, first + length)
@@ -179,7 +179,8 @@ class ShardSet:
             BrokenShard: a shard is missing, damaged or in quarantine.
         """
         result = np.empty(self._checked_range(begin, end), dtype=np.int64)
-        self._copy(begin, result)
+        if result.size:
+            self._copy(begin, result)
         return result
 
     def document_starts(self, begin: int, end: int) -> NDArray[np.int64]:
@@ -263,11 +264,16 @@ class ShardSet:
         return end - begin
 
     def _copy(self, begin: int, result: NDArray[np.int64]) -> None:
-        """Fill `result` with the tokens from `begin` on."""
-        filled = 0
-        for number, first, last in self._pieces(begin, begin + result.size):
-            result[filled : filled + last - first] = self._text(number).tokens(first, last)
-            filled += last - first
+        """Fill `result`, of at least one token, with those from `begin` on."""
+        number = int(self._ends.searchsorted(begin, side="right"))
+        first = begin - int(self._begins[number])
+        shard = self._text(number)
+        while first + result.size > shard.num_tokens:
+            filled = shard.num_tokens - first
+            result[:filled] = shard.tokens(first, shard.num_tokens)
+            number, first, result = number + 1, 0, result[filled:]
+            shard = self._text(number)
+        result[:] = shard.tokens(first, first + result.size)
 
     def _pieces(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """The parts of [begin, end): shard number, first and last position in it."""
