@@ -1,0 +1,96 @@
+"""Lines of a stream with their places, from any byte on; the ground under JSON lines and plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import SourceFile
+from data_pipeline.sources.streams import DAMAGE, damaged
+
+_BLOCK = 1 << 20
+_LOOK_BACK = 4 << 10
+
+
+class Line(NamedTuple):
+    """A line of text.
+
+    Attributes:
+        text: its characters with the line end.
+        offset: position of its first byte in the (unpacked) file.
+        where: its place for messages, ``file:line``, or ``file at byte N`` where the lines before were not read.
+    """
+
+    text: str
+    offset: int
+    where: str
+
+
+def read_lines(file: SourceFile, stream: BinaryIO, begin: int, end: int | None) -> Iterator[Line]:
+    r"""Lines whose first byte lies in ``[begin, end)``; ``\n`` ends a line.
+
+    Args:
+        file: what is read, for messages.
+        stream: its bytes, unpacked; readable from anywhere unless ``begin`` is 0.
+        begin: first byte.
+        end: byte after the last one, None: the end of the file.
+
+    Raises: DataError naming the place of what is damaged or not UTF-8.
+    """
+    where, offset, number = file.place, 0, 0
+    try:
+        offset = _first_line(stream, begin, end)
+        while end is None or offset < end:
+            raw = stream.readline()
+            if not raw:
+                return
+            number += 1
+            where = f"{file.place} at byte {offset}" if begin else f"{file.place}:{number}"
+            yield Line(_decode(raw, offset, where), offset, where)
+            offset += len(raw)
+    except DAMAGE as error:
+        raise damaged(f"after {where}" if number else where, error) from error
+
+
+def follows_text(stream: BinaryIO, begin: int) -> bool:
+    """Whether the line that holds the byte before ``begin`` has more than white space.
+
+    Reads backwards, and no further than the nearest visible character.
+    """
+    fragment, at = b"", begin
+    while at > 0:
+        size = min(_LOOK_BACK, at)
+        at -= size
+        stream.seek(at)
+        block = stream.read(size)
+        # The last byte itself may be the end of the line in question.
+        cut = block.rfind(b"\n", 0, len(block) if fragment else len(block) - 1)
+        fragment = block[cut + 1 :] + fragment
+        text = fragment.decode("utf-8-sig" if at == 0 and cut < 0 else "utf-8", "ignore")
+        if text.strip():
+            return True
+        if cut >= 0:
+            return False
+    return False
+
+
+def _first_line(stream: BinaryIO, begin: int, end: int | None) -> int:
+    if begin == 0:
+        return 0
+    stream.seek(begin - 1)
+    offset = begin - 1
+    while end is None or offset < end:
+        block = stream.readline(_BLOCK)
+        offset += len(block)
+        if not block or block.endswith(b"\n"):
+            break
+    return offset
+
+
+def _decode(raw: bytes, offset: int, where: str) -> str:
+    try:
+        # utf-8-sig drops the byte order mark that some editors put before the first line.
+        return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start} of the line); convert the file") from error
