@@ -62,10 +62,10 @@ def find_sources(patterns: Sequence[str]) -> list[SourceFile]:
         raise DataError("no input given: name at least one file, such as 'corpus/*.jsonl' or an URL")
     urls = {url for pattern in patterns if remote.is_url(pattern) for url in remote.expand(pattern)}
     paths = {str(path) for pattern in patterns if not remote.is_url(pattern) for path in _expand(pattern)}
+    for location in urls | paths:
+        encoding_of(_name(location), remote.without_query(location))
     with ThreadPoolExecutor(_REQUESTS) as pool:
         files = [*map(_describe_local, paths), *pool.map(_describe_remote, urls)]
-    for file in files:
-        _ = file.encoding
     return sorted(files, key=lambda file: file.location)
 
 
@@ -85,16 +85,20 @@ def _expand(pattern: str) -> list[Path]:
     return files
 
 
+def _name(location: str) -> str:
+    if not remote.is_url(location):
+        return Path(location).name
+    return unquote(remote.without_query(location).rstrip("/").rpartition("/")[2])
+
+
 def _describe_local(location: str) -> SourceFile:
-    path = Path(location)
     try:
-        status = path.stat()
+        status = Path(location).stat()
     except OSError as error:
         raise DataError(f"cannot read {location}: {error.strerror or error}") from error
-    return SourceFile(location, path.name, status.st_size, str(status.st_mtime_ns))
+    return SourceFile(location, _name(location), status.st_size, str(status.st_mtime_ns))
 
 
 def _describe_remote(location: str) -> SourceFile:
-    name = remote.without_query(location).rstrip("/").rsplit("/", 1)[-1]
     size, version, ranges = remote.describe(location)
-    return SourceFile(location, unquote(name), size, version, ranges)
+    return SourceFile(location, _name(location), size, version, ranges)

@@ -40,7 +40,7 @@ def read_lines(file: SourceFile, stream: BinaryIO, begin: int, end: int | None) 
     """
     where, offset, number = file.place, 0, 0
     try:
-        offset = _first_line(stream, begin, end)
+        offset = first_line(stream, begin, end)
         while end is None or offset < end:
             raw = stream.readline()
             if not raw:
@@ -53,29 +53,8 @@ def read_lines(file: SourceFile, stream: BinaryIO, begin: int, end: int | None) 
         raise damaged(f"after {where}" if number else where, error) from error
 
 
-def follows_text(stream: BinaryIO, begin: int) -> bool:
-    """Whether the line that holds the byte before ``begin`` has more than white space.
-
-    Reads backwards, and no further than the nearest visible character.
-    """
-    fragment, at = b"", begin
-    while at > 0:
-        size = min(_LOOK_BACK, at)
-        at -= size
-        stream.seek(at)
-        block = stream.read(size)
-        # The last byte itself may be the end of the line in question.
-        cut = block.rfind(b"\n", 0, len(block) if fragment else len(block) - 1)
-        fragment = block[cut + 1 :] + fragment
-        text = fragment.decode("utf-8-sig" if at == 0 and cut < 0 else "utf-8", "ignore")
-        if text.strip():
-            return True
-        if cut >= 0:
-            return False
-    return False
-
-
-def _first_line(stream: BinaryIO, begin: int, end: int | None) -> int:
+def first_line(stream: BinaryIO, begin: int, end: int | None) -> int:
+    """Offset of the first line that begins at ``begin`` or after it; ``end`` or more if none begins before ``end``."""
     if begin == 0:
         return 0
     stream.seek(begin - 1)
@@ -86,6 +65,26 @@ def _first_line(stream: BinaryIO, begin: int, end: int | None) -> int:
         if not block or block.endswith(b"\n"):
             break
     return offset
+
+
+def follows_text(stream: BinaryIO, line: int) -> bool:
+    """Whether the line before the one that begins at byte ``line`` has more than white space.
+
+    Reads backwards, and no further than the nearest visible character.
+    """
+    fragment, at = b"", line - 1
+    while at > 0:
+        size = min(_LOOK_BACK, at)
+        at -= size
+        stream.seek(at)
+        block = stream.read(size)
+        cut = block.rfind(b"\n")
+        fragment = block[cut + 1 :] + fragment
+        if fragment.decode("utf-8-sig" if at == 0 and cut < 0 else "utf-8", "ignore").strip():
+            return True
+        if cut >= 0:
+            return False
+    return False
 
 
 def _decode(raw: bytes, offset: int, where: str) -> str:

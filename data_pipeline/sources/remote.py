@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError
 
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.25
 _STALLED_SECONDS = 60
+_Result = TypeVar("_Result")
 
 
 def is_url(location: str) -> bool:
@@ -46,16 +47,7 @@ def describe(location: str) -> tuple[int, str, bool]:
 
     Raises: DataError naming the URL if it cannot be reached or is no file.
     """
-    with _failures(location):
-        files, path = _file_system(location)
-        files.invalidate_cache(path)
-        info = files.info(path)
-        if info.get("type") == "directory":
-            raise DataError(f"{without_query(location)} is a folder; name the files in it, for example with '/*.jsonl'")
-        names = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "modified", "created")
-        version = next((str(info[name]) for name in names if info.get(name)), "")
-        size = int(info.get("size") or 0)
-        return size, version.strip('"'), bool(size) and (not _is_web(location) or _sends_ranges(files, path))
+    return _retried(location, lambda: _describe(location))
 
 
 def open_ranges(location: str, size: int) -> io.RawIOBase:
@@ -79,8 +71,7 @@ def changed(location: str, listed: int, now: int) -> DataError:
 class _Ranges(io.RawIOBase):
     def __init__(self, location: str, size: int) -> None:
         self._location, self._size, self._at = location, size, 0
-        with _failures(location):
-            self._stream = self._opened()
+        self._stream = _retried(location, self._opened)
         now = getattr(self._stream, "size", size)
         if now != size:
             raise changed(location, size, now)
@@ -102,7 +93,7 @@ class _Ranges(io.RawIOBase):
         wanted = max(0, min(len(buffer), self._size - self._at))
         if not wanted:
             return 0
-        data = self._read(wanted)
+        data = _retried(self._location, lambda: self._read(wanted))
         if len(data) != wanted:
             raise changed(self._location, self._size, self._at + len(data))
         buffer[:wanted] = data
@@ -121,16 +112,8 @@ class _Ranges(io.RawIOBase):
         return files.open(path, "rb", block_size=1 << 20, cache_type="none")
 
     def _read(self, wanted: int) -> bytes:
-        attempt = 0
-        while True:
-            try:
-                self._stream.seek(self._at)
-                return bytes(self._stream.read(wanted))
-            except Exception as error:
-                attempt += 1
-                if attempt == _ATTEMPTS or isinstance(error, FileNotFoundError | PermissionError):
-                    raise _failure(self._location, error) from error
-                time.sleep(_PAUSE_SECONDS * 4 ** (attempt - 1))
+        self._stream.seek(self._at)
+        return bytes(self._stream.read(wanted))
 
 
 class _Whole(io.RawIOBase):
@@ -188,13 +171,45 @@ def _web_options() -> dict[str, Any]:
     return {"client_kwargs": {**given, **own}}
 
 
+def _describe(location: str) -> tuple[int, str, bool]:
+    files, path = _file_system(location)
+    files.invalidate_cache(path)
+    info = files.info(path)
+    if info.get("type") == "directory":
+        raise DataError(f"{without_query(location)} is a folder; name the files in it, for example with '/*.jsonl'")
+    names = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "modified", "created")
+    version = next((str(info[name]) for name in names if info.get(name)), "")
+    size = int(info.get("size") or 0)
+    return size, version.strip('"'), bool(size) and (not _is_web(location) or _sends_ranges(files, path))
+
+
 def _sends_ranges(files: Any, path: str) -> bool:
     try:
         with files.open(path, "rb", block_size=1, cache_type="none") as stream:
             stream.seek(1)
             return len(stream.read(1)) <= 1
-    except (ValueError, OSError):
+    except ValueError:
         return False
+
+
+def _retried(location: str, attempt: Callable[[], _Result]) -> _Result:
+    with _failures(location):
+        for number in range(_ATTEMPTS - 1):
+            try:
+                return attempt()
+            except Exception as error:
+                if _is_final(error):
+                    raise
+                time.sleep(_PAUSE_SECONDS * 4**number)
+        return attempt()
+
+
+def _is_final(error: Exception) -> bool:
+    # The web file system reports every failure as a missing file and keeps the answer as its cause.
+    cause = error.__cause__ or error
+    status = int(getattr(cause, "status", 0))
+    wrong = (DataError, ImportError, FileNotFoundError, PermissionError, ValueError)
+    return isinstance(cause, wrong) or (400 <= status < 500 and status not in (408, 429))
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from data_pipeline.sources.document import Document, SourceOptions
 from data_pipeline.sources.files import SourceFile
-from data_pipeline.sources.lines import Line, follows_text, read_lines
-from data_pipeline.sources.streams import opened
+from data_pipeline.sources.lines import Line, first_line, follows_text, read_lines
+from data_pipeline.sources.streams import opened, reading
 
 
 def read_txt(file: SourceFile, options: SourceOptions, begin: int, end: int | None) -> Iterator[Document]:
@@ -23,8 +23,10 @@ def read_txt(file: SourceFile, options: SourceOptions, begin: int, end: int | No
         elif options.txt_documents == "file":
             groups = iter([list(read_lines(file, stream, 0, None))])
         else:
-            inside = begin > 0 and follows_text(stream, begin)
-            groups = _paragraphs(read_lines(file, stream, begin, None), end, inside=inside)
+            with reading(file):
+                first = first_line(stream, begin, end)
+                inside = follows_text(stream, first)
+            groups = _paragraphs(read_lines(file, stream, first, None), end, inside=inside)
         for lines in groups:
             text = "\n".join(line.text.removesuffix("\n").removesuffix("\r") for line in lines)
             if text.strip():

@@ -10,7 +10,7 @@ from data_pipeline.sources import Piece, SourceOptions, cut_sources, find_source
 
 ENDS = st.sampled_from(["\n", "\r\n", "\n\n", "\n \n", "\r\n\r\n", "\n\u3000\n", "\n\t\r\n"])
 WORDS = st.text(st.sampled_from("ab \t\r中é🎉\u3000\ufeff\x85"), max_size=12)
-LONG = st.builds(lambda word, times: word * times, WORDS, st.sampled_from([1, 1, 1, 900]))
+LONG = st.builds(lambda word, times: word * times, WORDS, st.sampled_from([1, 1, 1, 1, 900]))
 PREFIX = st.sampled_from(["", "\ufeff", "\ufeff\n", "\n"])
 
 
@@ -28,13 +28,15 @@ def check(path, content, piece_bytes, options):
     sources = find_sources([str(path)])
     whole = list(read_documents([str(path)], options))
     pieces = cut_sources(sources, options, piece_bytes)
-    assert [document for piece in pieces for document in read_piece(sources, piece, options)] == whole
+    found = [document for piece in pieces for document in read_piece(sources, piece, options)]
+    if found != whole:  # the diff of long texts would take minutes
+        raise AssertionError(f"{[document.key for document in found]} != {[document.key for document in whole]}")
     assert sum(piece.weight for piece in pieces) == len(content)
     assert all(piece.weight <= piece_bytes for piece in pieces)
     return whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(files(LONG), st.integers(1, 40), st.sampled_from(["blank_line", "line"]))
 def test_pieces_of_any_text_hold_each_document_once(tmp_path_factory, content, piece_bytes, rule):
     piece_bytes = max(piece_bytes, len(content) // 100)
@@ -76,6 +78,15 @@ def test_a_cut_after_a_long_line_knows_whether_the_line_was_blank(tmp_path, size
         expected = list(read_documents([str(path)], options))
         assert found == expected
         assert len(expected) == (1 if line.strip() else 2)
+
+
+def test_a_cut_inside_an_indented_line_does_not_begin_a_document(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n  two\nthree\n\nfour")
+    sources = find_sources([str(path)])
+    for cut in range(1, 15):
+        found = [list(read_piece(sources, Piece(0, *edges, 0), SourceOptions())) for edges in [(0, cut), (cut, 20)]]
+        assert [[document.text for document in part] for part in found] == [["one\n  two\nthree"], ["four"]], cut
 
 
 def test_pieces_do_not_depend_on_other_files(tmp_path):
