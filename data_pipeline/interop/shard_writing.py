@@ -1,0 +1,86 @@
+"""Blocks of documents -> the shards of one part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.build import tokenize
+from data_pipeline.interop.block import TokenBlock
+from data_pipeline.shards import ShardEntry, TokenizedDocument, token_dtype, write_shard
+from data_pipeline.tokenizers import Tokenizer
+
+_ONE_SENTENCE = np.zeros(1, dtype=np.int32)
+
+
+class PartWriter:
+    """Shards of documents in the order in which they come; a shard ends with the document that fills it.
+
+    The bytes depend on the documents alone, not on how they are cut into blocks.
+
+    Attributes:
+        unsplit: documents whose text does not give the same ids again, which are one sentence each.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, sentences: bool) -> None:
+        """Write into a new folder; `sentences`: look for them in the text, rather than in the blocks."""
+        folder.mkdir()
+        self.unsplit = 0
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._limit = shard_tokens
+        self._sentences = sentences
+        self._entries: list[ShardEntry] = []
+        self._waiting: list[tuple[TokenBlock, int]] = []
+        self._room = shard_tokens
+
+    def add(self, block: TokenBlock, origin: int) -> None:
+        """Add documents that came from the file number `origin`."""
+        first = 0
+        while first < block.documents:
+            last = min(int(np.searchsorted(block.offsets, block.offsets[first] + self._room)), block.documents)
+            self._waiting.append((block.slice(first, last), origin))
+            self._room -= int(block.offsets[last] - block.offsets[first])
+            if self._room <= 0:
+                self._flush()
+            first = last
+
+    def finish(self) -> list[ShardEntry]:
+        """Write the last shard; what the manifest says about all of them."""
+        if self._waiting:
+            self._flush()
+        return self._entries
+
+    def _flush(self) -> None:
+        key = f"{len(self._entries):06d}"
+        dtype = token_dtype(self._tokenizer.vocab_size)
+        self._entries.append(write_shard(self._folder / f"{key}.tar", key, self._documents(), dtype))
+        self._waiting, self._room = [], self._limit
+
+    def _documents(self) -> Iterator[TokenizedDocument]:
+        for block, origin in self._waiting:
+            word_starts = self._tokenizer.word_starts(block.tokens.astype(np.int64))
+            bounds = block.offsets.tolist()
+            for begin, end in pairwise(bounds):
+                tokens = block.tokens[begin:end]
+                sentences = self._sentence_starts(block, begin, end)
+                yield TokenizedDocument(tokens, sentences, word_starts[begin:end], origin)
+
+    def _sentence_starts(self, block: TokenBlock, begin: int, end: int) -> NDArray[np.int32]:
+        if self._sentences:
+            return self._found_in_text(block.tokens[begin:end])
+        if block.sentences is None:
+            return _ONE_SENTENCE
+        low, high = np.searchsorted(block.sentences, [begin, end])
+        return (block.sentences[low:high] - begin).astype(np.int32)
+
+    def _found_in_text(self, tokens: NDArray[np.integer]) -> NDArray[np.int32]:
+        again = tokenize(self._tokenizer.decode(tokens.tolist()), self._tokenizer)
+        if np.array_equal(again.tokens, tokens):
+            return again.sentence_starts
+        self.unsplit += 1
+        return _ONE_SENTENCE
