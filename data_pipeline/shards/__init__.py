@@ -21,7 +21,7 @@ a checksum of itself.
 The bytes depend on the documents alone: no times, no user names, no machine.
 """
 
-from data_pipeline.shards.errors import BrokenShard
+from data_pipeline.shards.errors import BrokenShard, Damage
 from data_pipeline.shards.files import LocalFiles, ShardFiles
 from data_pipeline.shards.format import TokenizedDocument, TokenizerIdentity, token_dtype
 from data_pipeline.shards.manifest import Manifest, MemberEntry, ShardEntry, write_manifest
@@ -31,6 +31,7 @@ from data_pipeline.shards.writer import write_shard
 
 __all__ = [
     "BrokenShard",
+    "Damage",
     "LocalFiles",
     "Manifest",
     "MemberEntry",

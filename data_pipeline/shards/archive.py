@@ -52,8 +52,25 @@ def padding(size: int) -> int:
     return -size % BLOCK
 
 
-def frames(key: str, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-    """All bytes of an archive that belong to no member, as pairs of position and content, ascending.
+@dataclass(frozen=True)
+class Frame:
+    """Bytes of an archive that belong to no member.
+
+    Attributes:
+        part: what they are, in words.
+        member: the member that they belong to, without its key; None at the end of the archive.
+        begin: where they lie in the file.
+        content: what they must be.
+    """
+
+    part: str
+    member: str | None
+    begin: int
+    content: bytes
+
+
+def frames(key: str, sizes: Mapping[str, int]) -> Iterator[Frame]:
+    """All bytes of an archive between the members' data, ascending.
 
     Args:
         key: what stands before the first dot of every member name.
@@ -62,6 +79,8 @@ def frames(key: str, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
     place = layout(sizes)
     end = 0
     for name, size in sizes.items():
-        yield end, bytes(place.offsets[name] - BLOCK - end) + header(f"{key}.{name}", size)
-        end = place.offsets[name] + size
-    yield end, bytes(place.bytes - end)
+        offset = place.offsets[name]
+        yield Frame(f"header of {key}.{name}", name, offset - BLOCK, header(f"{key}.{name}", size))
+        end = offset + size + padding(size)
+        yield Frame(f"padding of {key}.{name}", name, offset + size, bytes(padding(size)))
+    yield Frame("end of the archive", None, end, bytes(place.bytes - end))

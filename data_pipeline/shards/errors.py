@@ -1,8 +1,12 @@
-"""The error of a shard that cannot be used, apart from those that concern the whole data set."""
+"""What is wrong with a file of a data set, and the error of a shard that cannot be used."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from data_pipeline.errors import DataError
+
+ADVICE = "copy it again or build the data again"
 
 
 class BrokenShard(DataError):  # noqa: N818 -- what is raised is the state of a shard, not a mistake
@@ -19,3 +23,37 @@ class BrokenShard(DataError):  # noqa: N818 -- what is raised is the state of a 
     def __reduce__(self) -> tuple[type[BrokenShard], tuple[str, str]]:
         # Exceptions are rebuilt from what they print, which here is not what they were made of.
         return type(self), (self.shard, str(self))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong with a file.
+
+    Attributes:
+        file: its path.
+        message: the whole sentence, with what to do.
+        member: the part of a shard that is concerned, without the key; None for the file as a whole.
+        begin: first byte in the file that is wrong, or of the block that is; None if no bytes can be named.
+        end: the byte behind the last.
+    """
+
+    file: str
+    message: str
+    member: str | None = None
+    begin: int | None = None
+    end: int | None = None
+
+    @classmethod
+    def of_bytes(cls, file: str, part: str, member: str | None, begin: int, end: int, what: str) -> Damage:
+        """Damage of the bytes [begin, end) of a shard file, in the `part` of it that has to do with `member`."""
+        place = f"byte {begin}" if end == begin + 1 else f"bytes {begin} to {end - 1}"
+        message = f"shard {file} is damaged: {part}, {place} of the file: {what}; {ADVICE}"
+        return cls(file, message, member, begin, end)
+
+    @classmethod
+    def of_member(cls, file: str, key: str, member: str, begin: int, end: int) -> Damage:
+        """Bytes [begin, end) of a shard file, data of `member`, that do not have their hash."""
+        return cls.of_bytes(file, f"member {key}.{member}", member, begin, end, "not the data with the stored hash")
+
+    def __str__(self) -> str:
+        return self.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,18 @@ class TokenizerIdentity:
     sha256: str
     vocab_size: int
     special_ids: dict[str, int]
+
+
+def meta(dtype: np.dtype[np.unsignedinteger], tokens: int, documents: int, sentences: int) -> bytes:
+    """What a shard says about itself in JSON, for programs that read it without the manifest."""
+    said = {
+        "format": FORMAT_VERSION,
+        "dtype": dtype.str,
+        "tokens": tokens,
+        "documents": documents,
+        "sentences": sentences,
+    }
+    return json.dumps(said, sort_keys=True).encode()
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards import format as fmt
 from data_pipeline.shards.blocks import HASH_BLOCK, HASH_DTYPE, blocks_of, first_blocks
-from data_pipeline.shards.errors import BrokenShard
+from data_pipeline.shards.errors import BrokenShard, Damage
 from data_pipeline.shards.files import check_size
 from data_pipeline.shards.manifest import ShardEntry
 
@@ -124,19 +124,13 @@ class OpenShard:
         place = self._entry.members[name]
         return self._bytes[place.offset : place.offset + place.size]
 
-    def damage(self, name: str) -> Iterator[str]:
-        """One sentence for each damaged block of a member other than the hashes."""
-        for block in range(blocks_of(self._entry.members[name].size)):
-            if not self._is_whole(name, block):
-                yield self._complaint(name, block)
-
     def _check(self, name: str, low: int, high: int) -> None:
         """Check those of the member's blocks [low, high) that nobody has checked."""
         first = self._first_blocks[name]
         block = self._flags.find(0, first + low, first + high)
         while block >= 0:
             if not self._is_whole(name, block - first):
-                raise BrokenShard(self._entry.name, self._complaint(name, block - first))
+                raise self._broken(name, (block - first) * HASH_BLOCK, HASH_BLOCK)
             self._flags[block] = 1
             block = self._flags.find(0, block + 1, first + high)
 
@@ -144,25 +138,17 @@ class OpenShard:
         data = self.unchecked(name)[block * HASH_BLOCK : (block + 1) * HASH_BLOCK]
         return xxhash.xxh3_64_intdigest(data.data) == int(self._hashes[self._first_blocks[name] + block])
 
-    def _complaint(self, name: str, block: int) -> str:
-        place = self._entry.members[name]
-        begin = place.offset + block * HASH_BLOCK
-        end = min(begin + HASH_BLOCK, place.offset + place.size)
-        return (
-            f"shard {self._path} is damaged: member {self._entry.key}.{name}, bytes {begin} to {end - 1} of the file, "
-            "do not have the hash that was stored; copy it again or build the data again"
-        )
-
     def _check_hashes(self) -> None:
-        place = self._entry.members[fmt.HASHES]
-        found = xxhash.xxh3_64_hexdigest(self.unchecked(fmt.HASHES).data)
-        if found != place.xxh3:
-            raise BrokenShard(
-                self._entry.name,
-                f"shard {self._path} is damaged: member {self._entry.key}.{fmt.HASHES}, bytes {place.offset} to "
-                f"{place.offset + place.size - 1} of the file, has the hash {found}, {place.xxh3} expected; "
-                "copy it again or build the data again",
-            )
+        expected = self._entry.members[fmt.HASHES]
+        if xxhash.xxh3_64_hexdigest(self.unchecked(fmt.HASHES).data) != expected.xxh3:
+            raise self._broken(fmt.HASHES, 0, expected.size)
+
+    def _broken(self, name: str, begin: int, size: int) -> BrokenShard:
+        """The error of the bytes [begin, begin + size) of a member, as far as it has them."""
+        place = self._entry.members[name]
+        end = min(begin + size, place.size)
+        damage = Damage.of_member(str(self._path), self._entry.key, name, place.offset + begin, place.offset + end)
+        return BrokenShard(self._entry.name, str(damage))
 
 
 def _map(path: Path, entry: ShardEntry) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:

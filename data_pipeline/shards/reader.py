@@ -228,6 +228,14 @@ class ShardSet:
                 shard.member(fmt.WORD_STARTS),
             )
 
+    def document_offsets(self, number: int) -> NDArray[np.int64]:
+        """Where each document of one shard starts in it, then its number of tokens, [documents + 1], int64.
+
+        Raises:
+            BrokenShard: the shard is missing or damaged.
+        """
+        return self._shard(number).document_offsets()
+
     def origins(self, number: int) -> NDArray[np.uint32]:
         """Of each document of one shard, the number of its source file in the manifest's list, [documents], uint32.
 

@@ -1,82 +1,72 @@
-"""The full check of a data set: every byte that a reader may ever touch."""
+"""The full check of a data set: every byte of every file, and nothing that does not belong there."""
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_pipeline.errors import DataError
-from data_pipeline.shards import format as fmt
-from data_pipeline.shards.files import LocalFiles
-from data_pipeline.shards.manifest import Manifest, ShardEntry
-from data_pipeline.shards.open_shard import OpenShard
+from data_pipeline.processes import map_in_order
+from data_pipeline.shards.errors import Damage
+from data_pipeline.shards.manifest import MANIFEST_NAME, Manifest
+from data_pipeline.shards.verify_shard import ShardTask, check_shard
 
-_CHUNK = 1 << 24
+PARTS = ("train", "validation")
+"""Folders of shards in what a build writes."""
+
+BESIDE_PARTS = ("plan.json",)
+"""Files that a build leaves beside them."""
 
 
-def verify(directory: Path) -> list[str]:
-    """Check sizes, hashes, archive structure, offsets and token ids of all shards of a folder.
+def parts_of(folder: Path) -> list[Path]:
+    """The folders of shards in what a build wrote; the folder itself if it has no parts."""
+    return [folder / name for name in PARTS if (folder / name).is_dir()] or [folder]
 
-    Returns: one sentence for each problem, naming file and member; empty when all is well.
+
+def surplus(folder: Path) -> list[Damage]:
+    """Files beside the parts of what a build wrote that do not belong there."""
+    if parts_of(folder) == [folder]:
+        return []
+    return list(_surplus(folder, {*PARTS, *BESIDE_PARTS}, "part of the data"))
+
+
+def verify(directory: Path, *, workers: int = 1, on_progress: Callable[[int], None] | None = None) -> list[Damage]:
+    """Read every byte of a folder of shards and compare it with what was written.
+
+    Bytes of members are compared by the hashes of their blocks, everything between them with what the format puts
+    there, the manifest with its own checksum. What is whole is checked for sense: offsets, ids, sources.
+
+    Args:
+        directory: a folder with a manifest.
+        workers: processes, started by ``spawn``; 1 works in this process.
+        on_progress: called after each shard with the bytes of its file.
+
+    Returns: one entry for each thing that is wrong, naming file, member and bytes; empty when all is well.
     """
+    path = str(directory / MANIFEST_NAME)
     try:
         manifest = Manifest.load(directory)
     except DataError as error:
-        return [str(error)]
-    problems = [
-        f"{path} is not listed in the manifest; remove it or build the data again"
-        for path in sorted(directory.glob("*.tar"))
-        if path.name not in {shard.name for shard in manifest.shards}
+        return [Damage(path, str(error))]
+    found = list(
+        _surplus(directory, {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}, "listed in the manifest")
+    )
+    sources = manifest.build.get("sources")
+    num_sources = len(sources) if isinstance(sources, list) else None
+    tasks = [
+        ShardTask(directory / shard.name, shard, manifest.token_dtype, manifest.tokenizer.vocab_size, num_sources)
+        for shard in manifest.shards
     ]
-    for shard in manifest.shards:
-        problems.extend(_shard_problems(directory, shard, manifest))
-    return problems
+    with closing(map_in_order(check_shard, tasks, min(workers, len(tasks)))) as results:
+        for task, damages in zip(tasks, results, strict=True):
+            found += damages
+            if on_progress:
+                on_progress(task.entry.bytes)
+    return found
 
 
-def _shard_problems(directory: Path, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
-    try:
-        shard = OpenShard(LocalFiles(directory).local_path(entry), entry, manifest.token_dtype)
-    except DataError as error:
-        yield str(error)
-        return
-    damaged = [problem for name in entry.sizes if name != fmt.HASHES for problem in shard.damage(name)]
-    yield from damaged
-    if damaged:
-        return  # what follows would only repeat it in other words
-    path = directory / entry.name
-    yield from _archive_problems(path, entry)
-    if not _are_offsets(shard.document_offsets(), entry.documents, entry.tokens):
-        yield f"shard {path}: the document offsets are not those of {entry.documents} documents"
-    if not _are_offsets(shard.sentence_offsets(), shard.sentence_offsets().size - 1, entry.tokens):
-        yield f"shard {path}: the sentence offsets do not cover its {entry.tokens} tokens"
-    highest = _highest(shard.tokens(0, shard.num_tokens))
-    if highest >= manifest.tokenizer.vocab_size:
-        yield f"shard {path}: token id {highest} in a vocabulary of {manifest.tokenizer.vocab_size}"
-
-
-def _archive_problems(path: Path, entry: ShardEntry) -> Iterator[str]:
-    """Whether programs that read the tar headers see the same members as those that read the manifest."""
-    expected = {f"{entry.key}.{name}": (place.offset, place.size) for name, place in entry.members.items()}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            found = {member.name: (member.offset_data, member.size) for member in archive}
-    except tarfile.TarError as error:
-        yield f"shard {path} is no readable tar archive: {error}"
-        return
-    if found != expected:
-        yield f"shard {path}: its tar headers list {found}, the manifest {expected}"
-
-
-def _are_offsets(offsets: NDArray[np.integer], count: int, end: int) -> bool:
-    """Whether `offsets` starts `count` pieces that are not empty and fill [0, end)."""
-    if offsets.size != count + 1 or count < 1:
-        return False
-    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) > 0).all())
-
-
-def _highest(tokens: NDArray[np.unsignedinteger]) -> int:
-    return max(int(tokens[begin : begin + _CHUNK].max()) for begin in range(0, tokens.size, _CHUNK))
+def _surplus(directory: Path, names: set[str], what: str) -> Iterator[Damage]:
+    for path in sorted(directory.iterdir()):
+        if path.name not in names:
+            yield Damage(str(path), f"{path} is not {what}; remove it or build the data again")

@@ -94,15 +94,9 @@ class _Columns:
         documents = np.concatenate([[0], np.cumsum(lengths)]).astype(fmt.DOCUMENT_DTYPE)
         sentences = np.concatenate([*self._sentences, end]).astype(fmt.SENTENCE_DTYPE)
         word_starts = np.packbits(np.concatenate(self._word_starts), bitorder="little")
-        meta = {
-            "format": fmt.FORMAT_VERSION,
-            "dtype": self._dtype.str,
-            "tokens": self.num_tokens,
-            "documents": self.num_documents,
-            "sentences": sentences.size - 1,
-        }
+        meta = fmt.meta(self._dtype, self.num_tokens, self.num_documents, sentences.size - 1)
         contents: dict[str, Sequence[NDArray[Any]]] = {
-            fmt.META: [_json_bytes(meta)],
+            fmt.META: [np.frombuffer(meta, np.uint8)],
             fmt.TOKENS: self._tokens,
             fmt.DOCUMENTS: [documents],
             fmt.SENTENCES: [sentences],
@@ -110,12 +104,12 @@ class _Columns:
             fmt.ORIGINS: [np.array(self._origins, fmt.ORIGIN_DTYPE)],
         }
         if any(self._infos):
-            contents[fmt.INFO] = [_json_bytes(dict(info), "\n") for info in self._infos]
+            contents[fmt.INFO] = [_json_line(info) for info in self._infos]
         return contents
 
 
-def _json_bytes(value: dict[str, Any], end: str = "") -> NDArray[np.uint8]:
-    return np.frombuffer((json.dumps(value, sort_keys=True) + end).encode(), dtype=np.uint8)
+def _json_line(info: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(dict(info), sort_keys=True).encode() + b"\n", np.uint8)
 
 
 def _write_member(stream: BinaryIO, name: str, pieces: Sequence[NDArray[Any]]) -> tuple[MemberEntry, list[int]]:
