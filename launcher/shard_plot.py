@@ -26,7 +26,7 @@ def plot_statistics(parts: Sequence[SetStatistics], out: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise DataError("a picture needs matplotlib; install it with: pip install 'ptm-dist[data]'") from None
+        raise DataError("a picture needs matplotlib; install it with `pip install matplotlib`") from None
     from data_pipeline.atomic import atomic_file
 
     has_sources = any(part.sources for part in parts)

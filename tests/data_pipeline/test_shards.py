@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import resource
+import shutil
 import tarfile
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import (
     BrokenShard,
+    LocalFiles,
     Manifest,
     ShardSet,
     TokenizedDocument,
@@ -28,6 +33,7 @@ from data_pipeline.shards import (
 )
 from tests.data_pipeline.shard_files import document, documents_of, write_shards
 
+BLOCK = 1 << 16
 LENGTHS = [[5, 1, 9], [1], [40, 2]]
 
 
@@ -123,6 +129,99 @@ def test_plain_webdataset_reads_each_shard_as_one_sample(tmp_path):
     assert np.frombuffer(found[0]["sents.bin"], "<i4").tolist() == [0, 3, 5, 6, 9, 12, 15]
     bits = np.unpackbits(np.frombuffer(found[0]["wstart.bin"], np.uint8), bitorder="little")[:15]
     np.testing.assert_array_equal(bits.astype(bool), stream[:15] % 2 == 0)
+    assert np.frombuffer(found[0]["origin.bin"], "<u4").tolist() == [0, 0, 0]
+    assert set(found[0]) - {"__key__", "__url__", "__local_path__"} == set(shards.manifest.shards[0].members)
+
+
+def test_plain_webdataset_finds_the_hashes_of_every_block_and_the_information_line_by_line(tmp_path):
+    documents = [
+        replace(document(np.arange(count) % 512), info={"number": count}) for count in (70_000, 3, BLOCK // 2 - 3, 1)
+    ]
+    write_shards(tmp_path, [documents])
+    (sample,) = webdataset.WebDataset(str(tmp_path / "shard-00000.tar"), shardshuffle=False)
+    assert [json.loads(line)["number"] for line in sample["info.jsonl"].splitlines()] == [70_000, 3, BLOCK // 2 - 3, 1]
+    members = ["meta.json", "tokens.bin", "docs.bin", "sents.bin", "wstart.bin", "origin.bin", "info.jsonl"]
+    blocks = [sample[name][at : at + BLOCK] for name in members for at in range(0, len(sample[name]), BLOCK)]
+    assert len(blocks) == 12
+    hashes = np.frombuffer(sample["hashes.bin"], "<u8").tolist()
+    assert hashes == [int(xxhash.xxh3_64(block).hexdigest(), 16) for block in blocks]
+
+
+def test_opening_a_set_reads_no_shard(tmp_path):
+    shards, _ = build(tmp_path)
+    for entry in shards.manifest.shards:
+        (tmp_path / entry.name).write_bytes(bytes(entry.bytes))
+    assert ShardSet.open(tmp_path).num_tokens == 58
+
+
+def test_only_the_blocks_that_are_read_are_checked_and_only_once(tmp_path):
+    count = 5 * BLOCK // 2  # of two bytes each
+    shards = write_shards(tmp_path, [[document(np.arange(count) % 512)]])
+    path = tmp_path / "shard-00000.tar"
+    begin = shards.manifest.shards[0].members["tokens.bin"].offset
+    assert shards.tokens(0, 10).tolist() == list(range(10))
+    flip_bit(path, begin + 2 * BLOCK + 8)
+    reader = ShardSet.open(tmp_path)
+    third = (2 * BLOCK // 2, 3 * BLOCK // 2)
+    assert reader.tokens(0, third[0]).size == third[0]
+    assert reader.rows(np.array([third[1], 0]), 1000).shape == (2, 1000)
+    for read in (lambda: reader.tokens(third[0] - 1, third[0] + 1), lambda: reader.rows(np.array([third[1] - 1]), 1)):
+        with pytest.raises(BrokenShard, match=f"bytes {begin + 2 * BLOCK} to {begin + 3 * BLOCK - 1} of the file"):
+            read()
+    with path.open("r+b") as stream:  # in place: the same file, whose checked block is not looked at again
+        os.pwrite(stream.fileno(), b"\xff", begin)
+    assert reader.tokens(0, 1).tolist() == [255]
+
+
+class Fetched:
+    """Files that are copied from another folder when they are asked for, and may go again."""
+
+    def __init__(self, origin, cache):
+        self.location = "somewhere://else"
+        self._origin, self._cache = LocalFiles(origin), cache
+        cache.mkdir()
+
+    def manifest_text(self):
+        return self._origin.manifest_text()
+
+    def local_path(self, entry):
+        return Path(shutil.copy(self._origin.local_path(entry), self._cache))
+
+    def evict(self):
+        for path in self._cache.iterdir():
+            path.unlink()
+
+
+def test_shards_from_elsewhere_are_asked_for_when_they_are_read(tmp_path):
+    _, stream = build(tmp_path / "origin")
+    files = Fetched(tmp_path / "origin", tmp_path / "cache")
+    shards = ShardSet.open(files)
+    assert shards.location == "somewhere://else"
+    assert list((tmp_path / "cache").iterdir()) == []
+    np.testing.assert_array_equal(shards.tokens(16, 20), stream[16:20])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["shard-00002.tar"]
+    other = pickle.loads(pickle.dumps(shards))
+    np.testing.assert_array_equal(other.rows(np.array([10, 0]), 9), [stream[10:19], stream[:9]])
+
+
+def test_a_file_that_is_evicted_stays_readable_for_those_who_have_it_mapped(tmp_path):
+    _, stream = build(tmp_path / "origin")
+    files = Fetched(tmp_path / "origin", tmp_path / "cache")
+    shards = ShardSet.open(files)
+    shards.tokens(0, 1), shards.tokens(20, 21)
+    files.evict()
+    (tmp_path / "origin" / "shard-00002.tar").unlink()
+    np.testing.assert_array_equal(shards.tokens(16, 58), stream[16:])
+
+
+def test_a_file_that_comes_back_damaged_is_checked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.shards.reader._MAX_OPEN", 1)
+    shards, stream = build(tmp_path / "origin")
+    reader = ShardSet.open(Fetched(tmp_path / "origin", tmp_path / "cache"))
+    np.testing.assert_array_equal(reader.tokens(0, 58), stream)
+    flip_bit(tmp_path / "origin" / "shard-00000.tar", shards.manifest.shards[0].members["tokens.bin"].offset)
+    with pytest.raises(BrokenShard, match=r"shard-00000\.tar is damaged"):
+        reader.tokens(0, 3)
 
 
 def test_members_start_on_tar_blocks_and_lie_where_the_manifest_says(tmp_path):
