@@ -243,6 +243,55 @@ def test_a_process_that_waits_takes_over_when_the_fetching_one_is_killed(tmp_pat
     assert files.local_path(entry).stat().st_size == entry.bytes
 
 
+def fetch_with_a_child(files, pids):
+    """Fetch in a thread, and fork in the middle a process that outlives this one."""
+    entry = files.manifest.shards[0]
+    threading.Thread(target=files.local_path, args=(entry,), daemon=True).start()
+    while not list(files.path_of(entry).parent.glob("*.partial")):
+        time.sleep(0.005)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    pids.put(child)
+    time.sleep(60)
+
+
+def test_a_child_of_a_killed_process_does_not_keep_its_locks(tmp_path):
+    build(tmp_path / "data", shards=1)
+    with web_server(tmp_path / "data", latency_s=0.1) as server:
+        files = RemoteFiles(server.url, options(tmp_path, threads=1))
+        pids = FORK.SimpleQueue()
+        fetching = FORK.Process(target=fetch_with_a_child, args=(files, pids))
+        fetching.start()
+        child = pids.get()
+        os.kill(fetching.pid, signal.SIGKILL)
+        fetching.join()
+        os.kill(child, 0)
+        server.latency_s = 0.0
+        files.local_path(files.manifest.shards[0])
+        os.kill(child, signal.SIGKILL)
+
+
+def test_half_a_shard_of_a_dead_process_gives_way_and_a_lower_limit_is_kept(tmp_path):
+    local = build(tmp_path / "data", shards=6, tokens=4000)
+    size = local.manifest.shards[0].bytes
+    with web_server(tmp_path / "data") as server:
+        files = RemoteFiles(server.url, options(tmp_path, limit_bytes=4 * size, retries=0))
+        for entry in files.manifest.shards[:3]:
+            files.local_path(entry)
+        server.faults = lambda name, begin, nth: "error" if begin > PART else None
+        with pytest.raises(BrokenShard):
+            files.local_path(files.manifest.shards[3])
+        server.faults = lambda *_: None
+        assert (len(cached(tmp_path)), len(cached(tmp_path, "*.partial"))) == (3, 1)
+        files = RemoteFiles(server.url, options(tmp_path, limit_bytes=2 * size))
+        files.local_path(files.manifest.shards[4])
+        files.local_path(files.manifest.shards[5])
+        assert [path.name for path in cached(tmp_path)] == ["shard-00004.tar", "shard-00005.tar"]
+        assert not cached(tmp_path, "*.part*")
+
+
 def compare_all(remote, local, seed):
     ends = np.cumsum([0, *(entry.tokens for entry in local.manifest.shards)]).tolist()
     for number in np.random.default_rng(seed).permutation(len(ends) - 1).tolist():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.order import Permutation, derive_key
-from data_pipeline.shards import BrokenShard
+from data_pipeline.shards import BrokenShard, ShardSet
 from data_pipeline.store import CacheOptions, Prefetcher, RemoteFiles
 from data_pipeline.store.counters import Counters
 from data_pipeline.store.folder import NOW, CacheFolder
@@ -173,6 +173,39 @@ def test_steps_that_are_long_past_are_not_fetched(served):
         wait_for(lambda: 9 in numbers_there(files))
         wait_for(lambda: files.statistics().wait_s == 0)
     assert requested(served)[-1] == 9
+
+
+def read_in_order(shards, order, delay):
+    ends = np.cumsum([0, *(entry.tokens for entry in shards.manifest.shards)]).tolist()
+    for number in order:
+        tokens = shards.tokens(ends[number], ends[number + 1])
+        assert tokens.tolist() == EXPECTED[number]
+        time.sleep(delay)
+
+
+EXPECTED: dict[int, list[int]] = {}
+
+
+def test_loader_processes_forked_while_shards_come_ahead_find_them(served, tmp_path):
+    remote = ShardSet.open(served.opened(4))
+    for number, entry in enumerate(served.local.manifest.shards):
+        EXPECTED[number] = served.local.tokens(number * entry.tokens, (number + 1) * entry.tokens).tolist()
+    served.latency_s = 0.01
+    order = np.random.default_rng(0).permutation(12).tolist()
+    with Prefetcher(remote.files, ((step, [shard]) for step, shard in enumerate(order))) as prefetcher:
+        wait_for(lambda: numbers_there(remote.files))
+        children = [FORK.Process(target=read_in_order, args=(remote, order, 0.05)) for _ in range(2)]
+        for child in children:
+            child.start()
+        step = 0
+        while any(child.is_alive() for child in children):
+            prefetcher.advance(step)
+            step += len(set(order[: step + 2]) & numbers_there(remote.files)) > 1
+            time.sleep(0.05)
+        assert [child.exitcode for child in children] == [0, 0]
+    statistics = remote.files.statistics()
+    assert statistics.fetched_shards == statistics.evictions + len(numbers_there(remote.files))
+    assert statistics.fetched_bytes == statistics.fetched_shards * 10_240
 
 
 @given(
