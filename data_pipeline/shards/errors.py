@@ -32,6 +32,7 @@ class Damage:
     Attributes:
         file: its path.
         message: the whole sentence, with what to do.
+        what: the same without the file's name and what to do.
         member: the part of a shard that is concerned, without the key; None for the file as a whole.
         begin: first byte in the file that is wrong, or of the block that is; None if no bytes can be named.
         end: the byte behind the last.
@@ -39,16 +40,22 @@ class Damage:
 
     file: str
     message: str
+    what: str
     member: str | None = None
     begin: int | None = None
     end: int | None = None
 
     @classmethod
-    def of_bytes(cls, file: str, part: str, member: str | None, begin: int, end: int, what: str) -> Damage:
+    def of_file(cls, file: str, message: str) -> Damage:
+        """Something that concerns a file as a whole."""
+        return cls(file, message, message)
+
+    @classmethod
+    def of_bytes(cls, file: str, part: str, member: str | None, begin: int, end: int, cause: str) -> Damage:
         """Damage of the bytes [begin, end) of a shard file, in the `part` of it that has to do with `member`."""
         place = f"byte {begin}" if end == begin + 1 else f"bytes {begin} to {end - 1}"
-        message = f"shard {file} is damaged: {part}, {place} of the file: {what}; {ADVICE}"
-        return cls(file, message, member, begin, end)
+        what = f"{part}, {place} of the file: {cause}"
+        return cls(file, f"shard {file} is damaged: {what}; {ADVICE}", what, member, begin, end)
 
     @classmethod
     def of_member(cls, file: str, key: str, member: str, begin: int, end: int) -> Damage:

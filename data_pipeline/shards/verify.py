@@ -48,7 +48,7 @@ def verify(directory: Path, *, workers: int = 1, on_progress: Callable[[int], No
     try:
         manifest = Manifest.load(directory)
     except DataError as error:
-        return [Damage(path, str(error))]
+        return [Damage.of_file(path, str(error))]
     found = list(
         _surplus(directory, {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}, "listed in the manifest")
     )
@@ -69,4 +69,4 @@ def verify(directory: Path, *, workers: int = 1, on_progress: Callable[[int], No
 def _surplus(directory: Path, names: set[str], what: str) -> Iterator[Damage]:
     for path in sorted(directory.iterdir()):
         if path.name not in names:
-            yield Damage(str(path), f"{path} is not {what}; remove it or build the data again")
+            yield Damage.of_file(str(path), f"{path} is not {what}; remove it or build the data again")

@@ -48,9 +48,21 @@ def check_shard(task: ShardTask) -> list[Damage]:
         with _File(task.path, task.entry) as shard:
             return shard.damage() or list(shard.nonsense(task))
     except BrokenShard as error:
-        return [Damage(file, str(error))]
+        return [Damage.of_file(file, str(error))]
     except OSError as error:
-        return [Damage(file, f"cannot read shard {file}: {error.strerror}; check the disk and the rights; {ADVICE}")]
+        return [
+            Damage.of_file(file, f"cannot read shard {file}: {error.strerror}; check the disk and the rights; {ADVICE}")
+        ]
+
+
+def damaged_bytes(path: Path, entry: ShardEntry) -> list[Damage]:
+    """All bytes of a shard file of the right size that are not as they were written, in blocks or to the byte.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with _File(path, entry) as shard:
+        return shard.damage()
 
 
 class _File:
@@ -135,7 +147,8 @@ class _File:
                 yield self._about(fmt.INFO, f"{lines} lines for {entry.documents} documents")
 
     def _about(self, name: str, what: str) -> Damage:
-        return Damage(self._name, f"shard {self._name}: {self._entry.key}.{name}: {what}; build the data again", name)
+        message = f"shard {self._name}: {self._entry.key}.{name}: {what}; build the data again"
+        return Damage(self._name, message, what, name)
 
     def _block(self, name: str, block: int) -> Damage:
         begin = block * HASH_BLOCK
