@@ -6,14 +6,20 @@ shard depend on that shard and the room alone. Only sentences that are too long 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.samples.index_cache import Columns, cached_columns
 from data_pipeline.shards import ShardSet, Structure
 
 Positions = NDArray[np.int64]
+
+_RULES = 1
+"""Version of what follows: another one whenever the same text is cut into other chunks."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,17 @@ class DocumentChunks:
     def __len__(self) -> int:
         return self.begins.size
 
-    def bounds(self, chunk: int) -> tuple[int, int]:
-        """First token of a chunk, and the one behind its last."""
-        begin = int(self.begins[chunk])
-        return begin, begin + int(self.lengths[chunk])
-
-    def siblings(self, chunk: int) -> tuple[int, int]:
-        """The chunks [first, last) of the document in which a chunk lies."""
-        # A key of another type would make numpy convert all documents.
-        key = self.documents[chunk : chunk + 1]
-        first = np.searchsorted(self.documents, key, side="left")[0]
-        return int(first), int(np.searchsorted(self.documents, key, side="right")[0])
+    def siblings(self, chunks: Positions) -> tuple[Positions, Positions]:
+        """For each of these chunks, the chunks [first, last) of the document in which it lies."""
+        # Keys of another type would make numpy convert all documents.
+        keys = self.documents[chunks]
+        return (
+            np.searchsorted(self.documents, keys, side="left"),
+            np.searchsorted(self.documents, keys, side="right"),
+        )
 
 
-def full_sentences(shards: ShardSet, room: int) -> Positions:
+def full_sentences(shards: ShardSet, room: int, cache: Path | None = None) -> Positions:
     """Contiguous chunks of at most `room` tokens that may run over document ends, but not over the end of a shard.
 
     Every token of the set lies in exactly one chunk; a sentence longer than the room is cut.
@@ -56,6 +59,7 @@ def full_sentences(shards: ShardSet, room: int) -> Positions:
     Args:
         shards: the text.
         room: tokens of a chunk, at most.
+        cache: folder that keeps the result; see :mod:`data_pipeline.samples.index_cache`.
 
     Returns: position of the first token of each chunk, then the number of tokens, [chunks + 1], int64.
 
@@ -64,11 +68,16 @@ def full_sentences(shards: ShardSet, room: int) -> Positions:
 
     Source: FULL-SENTENCES of RoBERTa (arXiv 1907.11692), section 4.2.
     """
-    starts = [structure.first_token + _full_sentences(structure, room) for structure in shards.structures()]
-    return np.concatenate([*starts, [shards.num_tokens]])
+
+    def parts() -> Iterator[Columns]:
+        for structure in shards.structures():
+            yield {"begins": structure.first_token + _full_sentences(structure, room)}
+        yield {"begins": np.array([shards.num_tokens])}
+
+    return cached_columns(cache, _about(shards, "full_sentences", room), parts)["begins"]
 
 
-def document_chunks(shards: ShardSet, room: int) -> DocumentChunks:
+def document_chunks(shards: ShardSet, room: int, cache: Path | None = None) -> DocumentChunks:
     """Chunks of consecutive sentences of one document, of at most `room` tokens and at least two pieces.
 
     A piece is a sentence; one longer than half the room makes several, so that two always fit. The last chunk of a
@@ -77,19 +86,32 @@ def document_chunks(shards: ShardSet, room: int) -> DocumentChunks:
     Args:
         shards: the text.
         room: tokens of a chunk, at most; at least 2.
+        cache: folder that keeps the result; see :mod:`data_pipeline.samples.index_cache`.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    parts = []
-    first_document = 0
-    for structure in shards.structures():
-        part = _document_chunks(structure, room)
-        parts.append((part.begins + structure.first_token, part.lengths, part.documents + np.uint32(first_document)))
-        first_document += structure.documents.size - 1
-    begins, lengths, documents = (np.concatenate(column) for column in zip(*parts, strict=True))
-    with_chunks = int(np.count_nonzero(np.diff(documents))) + (1 if documents.size else 0)
-    return DocumentChunks(begins, lengths, documents, left_out=first_document - with_chunks)
+
+    def parts() -> Iterator[Columns]:
+        first_document = 0
+        for structure in shards.structures():
+            part = _document_chunks(structure, room)
+            yield {
+                "begins": part.begins + structure.first_token,
+                "lengths": part.lengths,
+                "documents": part.documents + np.uint32(first_document),
+                "left_out": np.array([part.left_out]),
+            }
+            first_document += structure.documents.size - 1
+
+    columns = cached_columns(cache, _about(shards, "document_chunks", room), parts)
+    return DocumentChunks(
+        columns["begins"], columns["lengths"], columns["documents"], left_out=int(columns["left_out"].sum())
+    )
+
+
+def _about(shards: ShardSet, kind: str, room: int) -> dict[str, str | int]:
+    return {"shards": shards.fingerprint, "kind": kind, "room": room, "rules": _RULES}
 
 
 def _full_sentences(structure: Structure, room: int) -> Positions:
@@ -113,7 +135,9 @@ def _document_chunks(structure: Structure, room: int) -> DocumentChunks:
     first = first - (lonely & ~leads_document)
     first, last = first[~(lonely & leads_document)], last[~(lonely & leads_document)]
     lengths = (ends[last - 1] - begins[first]).astype(np.int32)
-    return DocumentChunks(begins[first], lengths, documents[first].astype(np.uint32), left_out=0)
+    with_chunks = np.unique(documents[first]).size
+    left_out = structure.documents.size - 1 - with_chunks
+    return DocumentChunks(begins[first], lengths, documents[first].astype(np.uint32), left_out)
 
 
 def _sentences_without_ends(structure: Structure) -> tuple[Positions, Positions]:

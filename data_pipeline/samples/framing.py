@@ -1,54 +1,17 @@
-"""One or two stretches of text -> a masked sample: classify, A, separator; of a pair B, separator too; then padding."""
+"""Stretches of text -> a batch of masked samples: classify, A, separator; of a pair B, separator too; then padding."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.order import derive_key
-from data_pipeline.samples import IGNORE_INDEX, Sample
-from data_pipeline.samples.masking import MaskingPolicy, Vocabulary, mask_tokens
+from data_pipeline.samples import SampleBatch
+from data_pipeline.samples.masking import MaskingPolicy, Vocabulary, mask_batch
+from data_pipeline.samples.reading import Stretches, read_tokens, read_word_starts
 from data_pipeline.shards import ShardSet
 
-Stretch = tuple[int, int]
-"""Positions [begin, end) of a shard set."""
-
 _ROLES = ("pad", "classify", "separator", "mask")
-
-
-@dataclass(frozen=True)
-class SampleKey:
-    """What the random choices of a sample depend on, beside its index and the epoch.
-
-    Attributes:
-        seed: of the run.
-        objective: two objectives over the same text choose independently.
-        source: name of the data set.
-        copies: different random choices made of a sample; epoch e reads copy e mod `copies` (static masking).
-            0 chooses anew in every epoch (dynamic masking).
-
-    Raises:
-        ValueError: a negative number of copies.
-    """
-
-    seed: int
-    objective: str
-    source: str
-    copies: int
-
-    def __post_init__(self) -> None:
-        if self.copies < 0:
-            raise ValueError(f"{self.copies} copies of a sample; 0 makes another one in every epoch")
-
-    def generator(self, index: int, epoch: int) -> np.random.Generator:
-        """The random numbers of one sample in one epoch, from their first on."""
-        copy = epoch % self.copies if self.copies else epoch
-        key = derive_key(self.seed, self.objective, self.source, copy, index)
-        return np.random.Generator(np.random.Philox(key=key))
 
 
 class Frame:
@@ -90,36 +53,45 @@ class Frame:
         self._vocabulary = Vocabulary(shards.tokenizer.vocab_size, frozenset(ids.values()), ids["mask"])
         self._pad, self._classify, self._separator = ids["pad"], ids["classify"], ids["separator"]
 
-    def sample(self, texts: Sequence[Stretch], pair_label: int, rng: np.random.Generator) -> Sample:
-        """The masked sample of one or two stretches of text, of at most `room` tokens together.
+    def batch(self, texts: list[Stretches], pair_labels: NDArray[np.int64], keys: NDArray[np.uint64]) -> SampleBatch:
+        """The masked samples of one or two stretches of text each.
+
+        Args:
+            texts: the first stretch of every sample, and of pairs the second; of at most `room` tokens together.
+            pair_labels: of each sample, [n].
+            keys: what the masks of each follow from, [n].
 
         Raises:
             DataError: a shard that they lie in is missing or damaged.
         """
-        tokens = np.full(self.sequence_length, self._pad, dtype=np.int64)
-        segments = np.zeros(self.sequence_length, dtype=np.int64)
-        word_starts = np.ones(self.sequence_length, dtype=np.bool_)
-        starts = [np.empty(0, dtype=np.int64)]
-        tokens[0] = self._classify
-        place = 1
-        for number, (begin, end) in enumerate(texts):
-            stop = place + end - begin
-            tokens[place:stop] = self.shards.tokens(begin, end)
-            tokens[stop] = self._separator
-            word_starts[place:stop] = self.shards.word_starts(begin, end)
-            segments[place : stop + 1] = number
-            starts.append(self.shards.document_starts(begin, end) - begin + place)
-            place = stop + 1
-        inputs, labels = self._masked(tokens, word_starts, place, rng)
-        return Sample(inputs, labels, np.concatenate(starts), place, segments, pair_label)
+        count, length = pair_labels.size, self.sequence_length
+        rows = np.arange(count)
+        tokens = np.full((count, length), self._pad, dtype=np.int64)
+        words = None if self._policy.unit == "token" else np.ones((count, length), dtype=np.bool_)
+        ends = np.zeros(count, dtype=np.int64)
+        tokens[:, 0] = self._classify
+        for text in texts:
+            places = ends + 1
+            ends = places + text.sizes
+            read_tokens(self.shards, text, rows * length + places, tokens)
+            if words is not None:
+                read_word_starts(self.shards, text, rows * length + places, words)
+            tokens[rows, ends] = self._separator
+        lengths = ends + 1
+        segments = np.zeros((count, length), dtype=np.int64)
+        if len(texts) == 2:
+            columns = np.arange(length)
+            second = lengths - 1 - texts[1].sizes
+            segments[(columns >= second[:, None]) & (columns < lengths[:, None])] = 1
+        inputs, labels = mask_batch(tokens, lengths, words, self._policy, self._vocabulary, keys)
+        return SampleBatch(inputs, labels, lengths, segments, pair_labels, None)
 
-    def _masked(
-        self, tokens: NDArray[np.int64], word_starts: NDArray[np.bool_], length: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        text = tokens[:length]
-        maskable = ~self._vocabulary.is_special[text]
-        labels = np.full(tokens.size, IGNORE_INDEX, dtype=np.int64)
-        tokens[:length], labels[:length] = mask_tokens(
-            text, maskable, word_starts[:length], self._policy, self._vocabulary, rng
-        )
-        return tokens, labels
+    def document_starts(self, texts: list[Stretches]) -> NDArray[np.int64]:
+        """Positions in the sample of a batch of one at which a document starts, ascending, int64."""
+        starts = []
+        place = 1
+        for text in texts:
+            begin, end = int(text.begins[0]), int(text.ends[0])
+            starts.append(self.shards.document_starts(begin, end) - begin + place)
+            place += end - begin + 1
+        return np.concatenate(starts)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from data_pipeline.samples import IGNORE_INDEX, Sample
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.samples import IGNORE_INDEX, Sample, SampleBatch, check_indices
 from data_pipeline.samples.chunks import full_sentences
-from data_pipeline.samples.framing import Frame, SampleKey
+from data_pipeline.samples.framing import Frame
 from data_pipeline.samples.masking import MaskingPolicy
+from data_pipeline.samples.randomness import SampleKeys
+from data_pipeline.samples.reading import Stretches
 from data_pipeline.shards import ShardSet
 
 
@@ -23,6 +29,7 @@ class MaskedSamples:
         seed: of the run.
         source: name of the data set; two sources of one run are masked independently.
         copies: differently masked copies of each sample that the epochs read in turn; 0 masks anew in every epoch.
+        cache: folder that keeps where samples begin from run to run; None finds it anew and holds it in memory.
 
     Raises:
         DataError: the tokenizer of the shards lacks a special id, or a shard is missing or damaged.
@@ -31,11 +38,19 @@ class MaskedSamples:
     """
 
     def __init__(
-        self, shards: ShardSet, sequence_length: int, policy: MaskingPolicy, *, seed: int, source: str, copies: int
+        self,
+        shards: ShardSet,
+        sequence_length: int,
+        policy: MaskingPolicy,
+        *,
+        seed: int,
+        source: str,
+        copies: int,
+        cache: Path | None = None,
     ) -> None:
         self._frame = Frame(shards, sequence_length, policy, texts=1)
-        self._key = SampleKey(seed, "mlm", source, copies)
-        self._bounds = full_sentences(shards, self._frame.room)
+        self._keys = SampleKeys(seed, "mlm", source, copies)
+        self._bounds = full_sentences(shards, self._frame.room, cache)
 
     @property
     def sequence_length(self) -> int:
@@ -57,7 +72,24 @@ class MaskedSamples:
             IndexError: there is no such chunk.
             DataError: the shard that it lies in is missing or damaged.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} is outside [0, {len(self)})")
-        begin, end = self._bounds[index : index + 2].tolist()
-        return self._frame.sample([(begin, end)], IGNORE_INDEX, self._key.generator(index, epoch))
+        indices = np.array([index])
+        return self.batch(indices, np.array([epoch])).only_sample(self._frame.document_starts([self._texts(indices)]))
+
+    def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> SampleBatch:
+        """The chunks at `indices` with the masks of their epochs, [n] both.
+
+        Raises:
+            IndexError: there is no such chunk.
+            DataError: a shard that they lie in is missing or damaged.
+        """
+        no_pairs = np.full(indices.size, IGNORE_INDEX, dtype=np.int64)
+        return self._frame.batch([self._texts(indices)], no_pairs, self._keys(indices, epochs))
+
+    def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
+        """Numbers of the shards in which each chunk lies: always a single one."""
+        texts = self._texts(indices)
+        return self._frame.shards.shards_of(texts.begins, texts.ends)
+
+    def _texts(self, indices: NDArray[np.int64]) -> Stretches:
+        check_indices(indices, len(self))
+        return Stretches(self._bounds[indices], self._bounds[indices + 1])

@@ -1,6 +1,6 @@
-"""Which tokens of a text are hidden, and what stands in their place: tokens, whole words or n-grams of words.
+"""Which tokens of a batch are hidden, and what stands in their place: single tokens, or whole words and n-grams.
 
-Everything random is drawn as doubles from one generator, so the masks of a sample are a function of its key.
+The masks of a row are a function of its key and its text: they do not depend on what else is in the batch.
 Sources: BERT (arXiv 1810.04805), section 3.1; whole words as in Google's BERT code; n-grams as in ALBERT
 (arXiv 1909.11942), section 4.1.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.samples import IGNORE_INDEX
+from data_pipeline.samples.randomness import Purpose, random_words, uniforms, with_number
+from data_pipeline.samples.whole_words import hide_words
 
 MaskUnit = Literal["token", "word", "ngram"]
-
-_TRIES = 100
-"""Places tried for an n-gram. At usual shares of masked text the first is free four times in five."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,13 @@ class MaskingPolicy:
 
     def predictions(self, length: int) -> int:
         """How many tokens of a sequence of `length` tokens to predict: the rule of Google's BERT code."""
-        wanted = max(1, round(length * self.fraction))
-        return wanted if self.max_predictions is None else min(wanted, self.max_predictions)
+        return int(self.predictions_of(np.array([length]))[0])
+
+    def predictions_of(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many tokens to predict of sequences of such lengths, of the same shape, int64."""
+        # Halves go to the even neighbour, as with Python's round.
+        wanted: NDArray[np.int64] = np.maximum(np.rint(lengths * self.fraction).astype(np.int64), 1)
+        return np.minimum(wanted, self.max_predictions or wanted)
 
 
 @dataclass(frozen=True)
@@ -85,164 +89,71 @@ class Vocabulary:
         return np.flatnonzero(~self.is_special)
 
 
-class Ngram(NamedTuple):
-    """Words [start, start + words) of a text; `drawn` words were drawn, fewer are taken where the budget ends."""
-
-    start: int
-    drawn: int
-    words: int
-
-
-def mask_tokens(
+def mask_batch(
     tokens: NDArray[np.int64],
-    maskable: NDArray[np.bool_],
-    word_starts: NDArray[np.bool_],
+    lengths: NDArray[np.int64],
+    word_starts: NDArray[np.bool_] | None,
     policy: MaskingPolicy,
     vocabulary: Vocabulary,
-    rng: np.random.Generator,
+    keys: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hide tokens of one sequence.
+    """Hide tokens of each row.
 
     As many tokens as the policy says are hidden, fewer only where there are not so many, or where no whole word
     fits into what is left.
 
     Args:
-        tokens: the sequence without padding, [n].
-        maskable: which tokens may be hidden, [n]; the others end words.
-        word_starts: which tokens start a word, [n]; used unless the unit is the token.
+        tokens: the sequences, [n, S]; special ids are never hidden, and end words.
+        lengths: positions of each row that are no padding, [n].
+        word_starts: which tokens start a word, [n, S]; None if the unit is the token, which needs none.
         policy: how much, and how.
         vocabulary: the ids to put in place.
-        rng: from which everything is drawn.
+        keys: what the random choices of each row follow from, [n]; see ``randomness.SampleKeys``.
 
-    Returns: what the model reads and what it predicts (``IGNORE_INDEX`` where nothing), both [n], int64.
+    Returns: what the model reads and what it predicts (``IGNORE_INDEX`` where nothing), both [n, S], int64.
     """
-    candidates = np.flatnonzero(maskable)
-    budget = policy.predictions(tokens.size)
-    if policy.unit == "token":
-        chosen = candidates[_smallest(rng.random(candidates.size), budget)]
+    maskable = ~vocabulary.is_special[tokens]
+    maskable &= np.arange(tokens.shape[1]) < lengths[:, None]
+    budgets = policy.predictions_of(lengths)
+    if word_starts is None:
+        hidden = _hide_tokens(maskable, budgets, keys)
     else:
-        chosen = candidates[_whole_words(candidates, word_starts, budget, policy, rng)]
-    inputs = tokens.copy()
-    labels = np.full(tokens.size, IGNORE_INDEX, dtype=np.int64)
-    labels[chosen] = tokens[chosen]
-    inputs[chosen] = _replaced(tokens[chosen], policy, vocabulary, rng)
+        longest = policy.max_ngram if policy.unit == "ngram" else 0
+        hidden = hide_words(maskable, word_starts, budgets, longest, keys)
+    places = np.flatnonzero(hidden)
+    rows, columns = np.divmod(places, tokens.shape[1])
+    inputs, labels = tokens.copy(), np.full(tokens.shape, IGNORE_INDEX, dtype=np.int64)
+    predicted = tokens.reshape(-1)[places]
+    labels.reshape(-1)[places] = predicted
+    inputs.reshape(-1)[places] = _replaced(predicted, keys[rows], columns, policy, vocabulary)
     return inputs, labels
 
 
-def draw_ngrams(
-    words: NDArray[np.int64], runs: NDArray[np.int64], budget: int, max_ngram: int, rng: np.random.Generator
-) -> list[Ngram]:
-    """N-grams that do not overlap, until their tokens fill the budget.
-
-    The number of words is drawn first, p(n) proportional to 1/n, and then a place for just so many, uniformly among
-    all and again if it is taken: where a text has room cannot make n-grams shorter. The one that exceeds the budget
-    loses words at its end until it fits, and is the last. Counted as drawn, that one included, the lengths follow
-    p(n) without bias (Wald's identity: the end does not look ahead). A text so short or so covered that no free place
-    is found in a hundred tries ends the drawing too.
-
-    Args:
-        words: tokens of each word, [words].
-        runs: number of the run of text in which each word stands, [words]; an n-gram stays within one.
-        budget: tokens to cover, at most.
-        max_ngram: words of the longest n-gram.
-        rng: from which lengths and places are drawn.
-    """
-    shares = np.cumsum(1 / np.arange(1, min(max_ngram, words.size) + 1))
-    lengths = (np.searchsorted(shares, rng.random(budget) * shares[-1], side="right") + 1).tolist()
-    ends = [0, *np.cumsum(words).tolist()]
-    text = _FreeText(runs.tolist(), rng)
-    ngrams = []
-    for drawn in lengths:
-        start = text.free_place(drawn)
-        if start is None:
-            break
-        stop = start + drawn
-        while ends[stop] - ends[start] > budget:
-            stop -= 1
-        text.covered[start:stop] = b"\1" * (stop - start)
-        ngrams.append(Ngram(start, drawn, stop - start))
-        budget -= ends[stop] - ends[start]
-        if stop < start + drawn or budget == 0:
-            break
-    return ngrams
-
-
-class _FreeText:
-    """The words of a text that no n-gram covers yet."""
-
-    def __init__(self, runs: list[int], rng: np.random.Generator) -> None:
-        self.covered = bytearray(len(runs))
-        self._runs = runs
-        self._rng = rng
-        self._uniform: list[float] = []
-
-    def free_place(self, words: int) -> int | None:
-        """First of so many free words in one run; None if they are hard to find."""
-        places = len(self._runs) - words + 1
-        for _ in range(_TRIES):
-            start = int(self._draw() * places)
-            if self._runs[start] == self._runs[start + words - 1] and self.covered.find(1, start, start + words) < 0:
-                return start
-        return None
-
-    def _draw(self) -> float:
-        if not self._uniform:
-            self._uniform = self._rng.random(128).tolist()
-        return self._uniform.pop()
-
-
-def _whole_words(
-    candidates: NDArray[np.int64],
-    word_starts: NDArray[np.bool_],
-    budget: int,
-    policy: MaskingPolicy,
-    rng: np.random.Generator,
+def _hide_tokens(
+    maskable: NDArray[np.bool_], budgets: NDArray[np.int64], keys: NDArray[np.uint64]
 ) -> NDArray[np.bool_]:
-    """Which candidates to hide: all or none of each word."""
-    follows = np.zeros(candidates.size, dtype=np.bool_)
-    follows[1:] = candidates[1:] == candidates[:-1] + 1
-    begins = np.flatnonzero(word_starts[candidates] | ~follows)
-    words = np.diff(begins, append=candidates.size)
-    hidden = np.zeros(words.size, dtype=np.bool_)
-    if policy.unit == "ngram" and words.size:
-        runs = np.cumsum(~follows, dtype=np.int64)[begins]
-        for start, _, taken in draw_ngrams(words, runs, budget, policy.max_ngram, rng):
-            hidden[start : start + taken] = True
-    _fill(hidden, words, budget - int(words[hidden].sum()), rng)
-    return np.repeat(hidden, words)
-
-
-def _fill(hidden: NDArray[np.bool_], words: NDArray[np.int64], budget: int, rng: np.random.Generator) -> None:
-    """Hide more words, in random order, passing over those that exceed what is left of the budget."""
-    order = np.flatnonzero(~hidden & (words <= budget))
-    if not order.size:
-        return
-    order = order[np.argsort(rng.random(order.size))]
-    while order.size:
-        sums = np.cumsum(words[order])
-        fitting = int(np.searchsorted(sums, budget, side="right"))
-        hidden[order[:fitting]] = True
-        budget -= int(sums[fitting - 1]) if fitting else 0
-        order = order[fitting:]
-        order = order[words[order] <= budget]
-
-
-def _smallest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Where the `count` smallest values stand; of independent draws, a uniformly random subset."""
-    if count >= values.size:
-        return np.arange(values.size)
-    return np.argpartition(values, count)[:count]
+    """The positions of the smallest random words of each row: of independent draws, a uniformly random subset."""
+    length = maskable.shape[1]
+    places = np.arange(length)
+    # No two draws are equal, so that counts are exact.
+    draws = with_number(random_words(keys[:, None], Purpose.HIDDEN, places), places, length)
+    draws[~maskable] = np.iinfo(np.uint64).max
+    last = np.minimum(budgets, maskable.sum(axis=1)) - 1
+    limits = np.take_along_axis(np.sort(draws, axis=1), np.maximum(last, 0)[:, None], axis=1)
+    return (draws <= limits) & maskable
 
 
 def _replaced(
-    tokens: NDArray[np.int64], policy: MaskingPolicy, vocabulary: Vocabulary, rng: np.random.Generator
+    tokens: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    places: NDArray[np.int64],
+    policy: MaskingPolicy,
+    vocabulary: Vocabulary,
 ) -> NDArray[np.int64]:
-    kind, choice = rng.random((2, tokens.size))
+    """What the model sees at hidden places, [hidden] like everything given."""
+    kind = uniforms(keys, Purpose.REPLACEMENT, places)
     ordinary = vocabulary.ordinary_ids
-    replaced = np.where(kind < policy.mask_share + policy.random_share, ordinary[_floor(choice, ordinary.size)], tokens)
+    other = ordinary[(uniforms(keys, Purpose.RANDOM_ID, places) * ordinary.size).astype(np.int64)]
+    replaced = np.where(kind < policy.mask_share + policy.random_share, other, tokens)
     replaced[kind < policy.mask_share] = vocabulary.mask_id
     return replaced
-
-
-def _floor(uniform: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    return (uniform * count).astype(np.int64)

@@ -112,10 +112,10 @@ def test_chunks_of_real_sizes_lie_in_one_document_without_its_end(prose):
 
 def test_siblings_are_the_chunks_of_the_same_document(prose):
     chunks = document_chunks(prose[0], 60)
+    first, last = chunks.siblings(np.arange(len(chunks)))
     for number in range(len(chunks)):
-        first, last = chunks.siblings(number)
         expected = np.flatnonzero(chunks.documents == chunks.documents[number])
-        assert list(range(first, last)) == expected.tolist()
+        assert list(range(first[number], last[number])) == expected.tolist()
 
 
 def test_an_index_takes_16_bytes_a_pair_and_8_a_sample_of_full_sentences(prose):

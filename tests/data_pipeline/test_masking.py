@@ -8,34 +8,44 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.order import derive_key
 from data_pipeline.samples import IGNORE_INDEX
-from data_pipeline.samples.masking import MaskingPolicy, Vocabulary, draw_ngrams, mask_tokens
+from data_pipeline.samples.masking import MaskingPolicy, Vocabulary, mask_batch
+from data_pipeline.samples.randomness import KeyedDraws, Purpose, SampleKeys
+from data_pipeline.samples.whole_words import draw_ngrams
 from tests.data_pipeline import chi_square
 
 VOCABULARY = Vocabulary(300, frozenset({0, 1, 2, 150, 299}), mask_id=150)
 LENGTH = 500
 
 
-def generator(*parts):
-    return np.random.Generator(np.random.Philox(key=derive_key(*parts)))
+def keys_of(draws):
+    """Keys of so many samples."""
+    return SampleKeys(1234, "mlm", "train", 0)(np.arange(draws), np.zeros(draws, dtype=int))
 
 
 def sequence(length=LENGTH, seed=0, special=(0, -1), words=0.6):
-    """A sequence of ordinary ids with special ones at some places."""
+    """A sequence of ordinary ids with special ones at some places, and where its words start."""
     rng = np.random.default_rng(seed)
     tokens = rng.choice(VOCABULARY.ordinary_ids, length)
     tokens[list(special)] = 2
-    return tokens, ~VOCABULARY.is_special[tokens], rng.random(length) < words
+    return tokens, rng.random(length) < words
 
 
-def mask(policy, *parts, text=None):
-    return mask_tokens(*(text or sequence()), policy, VOCABULARY, generator(*parts))
+def mask(policy, draws, text=None, *, at_once=100):
+    """Inputs and labels of so many draws, [draws, length]."""
+    tokens, word_starts = (np.tile(row, (at_once, 1)) for row in (text or sequence()))
+    parts = []
+    for keys in np.split(keys_of(draws), range(at_once, draws, at_once)):
+        size = keys.size
+        starts = None if policy.unit == "token" else word_starts[:size]
+        lengths = np.full(size, tokens.shape[1])
+        parts.append(mask_batch(tokens[:size], lengths, starts, policy, VOCABULARY, keys))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def chosen(policy, draws, text=None):
     """Which positions each of so many draws hides, [draws, length]."""
-    return np.stack([mask(policy, draw, text=text)[1] != IGNORE_INDEX for draw in range(draws)])
+    return mask(policy, draws, text)[1] != IGNORE_INDEX
 
 
 def words_of(maskable, word_starts):
@@ -52,10 +62,11 @@ def words_of(maskable, word_starts):
 
 texts = st.integers(1, 60).flatmap(
     lambda length: st.tuples(
-        st.lists(st.integers(0, 299), min_size=length, max_size=length).map(np.array),
-        st.lists(st.booleans(), min_size=length, max_size=length).map(np.array),
+        st.lists(st.integers(0, 299), min_size=length, max_size=length),
+        st.lists(st.booleans(), min_size=length, max_size=length),
     )
 )
+batches = st.lists(texts, min_size=1, max_size=4)
 policies = st.builds(
     MaskingPolicy,
     fraction=st.floats(0.01, 1),
@@ -67,39 +78,61 @@ policies = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
-@given(text=texts, policy=policies, key=st.integers(0, 99))
-def test_labels_are_the_tokens_that_were_hidden_and_nothing_else_changes(text, policy, key):
-    tokens, word_starts = text
+def masked(batch, policy, key):
+    """The rows of a batch of texts of several lengths, each as (tokens, word starts, inputs, labels)."""
+    lengths = np.array([len(tokens) for tokens, _ in batch])
+    tokens = np.full((len(batch), lengths.max()), 7)  # padding of an ordinary id: only the lengths protect it
+    word_starts = np.ones(tokens.shape, dtype=bool)
+    for row, (ids, starts) in enumerate(batch):
+        tokens[row, : len(ids)], word_starts[row, : len(ids)] = ids, starts
     given_tokens = tokens.copy()
-    maskable = ~VOCABULARY.is_special[tokens]
-    inputs, labels = mask_tokens(tokens, maskable, word_starts, policy, VOCABULARY, generator(key))
-    hidden = labels != IGNORE_INDEX
+    starts = None if policy.unit == "token" else word_starts
+    inputs, labels = mask_batch(tokens, lengths, starts, policy, VOCABULARY, keys_of(key + len(batch))[key:])
     np.testing.assert_array_equal(tokens, given_tokens)
-    np.testing.assert_array_equal(np.where(hidden, labels, inputs), tokens)
-    assert not VOCABULARY.is_special[tokens[hidden]].any()
-    changed = inputs[hidden] != labels[hidden]
-    seen = inputs[hidden][changed]
-    assert not VOCABULARY.is_special[seen[seen != VOCABULARY.mask_id]].any()
+    for row, length in enumerate(lengths):
+        assert (labels[row, length:] == IGNORE_INDEX).all()
+        assert (inputs[row, length:] == 7).all()
+        yield tuple(column[row, :length] for column in (tokens, word_starts, inputs, labels))
 
 
 @settings(deadline=None, max_examples=300)
-@given(text=texts, policy=policies, key=st.integers(0, 99))
-def test_as_many_tokens_are_hidden_as_the_count_rule_says(text, policy, key):
-    tokens, word_starts = text
-    maskable = ~VOCABULARY.is_special[tokens]
-    _, labels = mask_tokens(tokens, maskable, word_starts, policy, VOCABULARY, generator(key))
-    budget = max(1, round(len(tokens) * policy.fraction))
-    budget = budget if policy.max_predictions is None else min(policy.max_predictions, budget)
-    hidden = labels != IGNORE_INDEX
-    if policy.unit == "token":
-        assert hidden.sum() == min(budget, maskable.sum())
-        return
-    assert hidden.sum() <= budget
-    words = words_of(maskable, word_starts)
-    assert all(hidden[word].all() or not hidden[word].any() for word in words)
-    # Nothing more would have fitted: every word that is left is longer than what is left of the budget.
-    assert all(len(word) > budget - hidden.sum() for word in words if not hidden[word].any())
+@given(batch=batches, policy=policies, key=st.integers(0, 99))
+def test_labels_are_the_tokens_that_were_hidden_and_nothing_else_changes(batch, policy, key):
+    for tokens, _, inputs, labels in masked(batch, policy, key):
+        hidden = labels != IGNORE_INDEX
+        np.testing.assert_array_equal(np.where(hidden, labels, inputs), tokens)
+        assert not VOCABULARY.is_special[tokens[hidden]].any()
+        changed = inputs[hidden] != labels[hidden]
+        seen = inputs[hidden][changed]
+        assert not VOCABULARY.is_special[seen[seen != VOCABULARY.mask_id]].any()
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches, policy=policies, key=st.integers(0, 99))
+def test_as_many_tokens_are_hidden_as_the_count_rule_says(batch, policy, key):
+    for tokens, word_starts, _, labels in masked(batch, policy, key):
+        maskable = ~VOCABULARY.is_special[tokens]
+        budget = max(1, round(len(tokens) * policy.fraction))
+        budget = budget if policy.max_predictions is None else min(policy.max_predictions, budget)
+        hidden = labels != IGNORE_INDEX
+        if policy.unit == "token":
+            assert hidden.sum() == min(budget, maskable.sum())
+            continue
+        assert hidden.sum() <= budget
+        words = words_of(maskable, word_starts)
+        assert all(hidden[word].all() or not hidden[word].any() for word in words)
+        # Nothing more would have fitted: every word that is left is longer than what is left of the budget.
+        assert all(len(word) > budget - hidden.sum() for word in words if not hidden[word].any())
+
+
+@settings(deadline=None, max_examples=100)
+@given(batch=batches, policy=policies, key=st.integers(0, 99))
+def test_a_row_is_masked_the_same_alone_and_in_any_batch(batch, policy, key):
+    together = list(masked(batch, policy, key))
+    for row, (_, _, inputs, labels) in enumerate(together):
+        ((_, _, lone_inputs, lone_labels),) = masked(batch[row : row + 1], policy, key + row)
+        np.testing.assert_array_equal(inputs, lone_inputs)
+        np.testing.assert_array_equal(labels, lone_labels)
 
 
 @pytest.mark.parametrize(
@@ -133,32 +166,50 @@ def test_all_positions_are_hidden_equally_often():
 
 
 def test_all_words_of_one_length_are_hidden_equally_often():
-    tokens, maskable, _ = sequence(special=())
+    tokens, _ = sequence(special=())
     pairs = np.arange(LENGTH) % 2 == 0
-    hidden = chosen(MaskingPolicy(unit="word"), 2000, (tokens, maskable, pairs))
+    hidden = chosen(MaskingPolicy(unit="word"), 2000, (tokens, pairs))
     assert (hidden.sum(1) == 74).all()  # of a budget of 75
     np.testing.assert_array_equal(hidden[:, ::2], hidden[:, 1::2])
     assert chi_square.subset_fits(hidden[:, ::2].sum(0), 2000)
 
 
 def test_of_the_hidden_tokens_80_percent_are_masks_10_random_and_10_kept():
-    kinds = Counter()
-    for draw in range(2000):
-        inputs, labels = mask(MaskingPolicy(), draw)
-        hidden = labels != IGNORE_INDEX
-        kinds["mask"] += int((inputs[hidden] == VOCABULARY.mask_id).sum())
-        kinds["same"] += int((inputs[hidden] == labels[hidden]).sum())
-        kinds["all"] += int(hidden.sum())
-    assert kinds["all"] == 150_000
-    counts = [kinds["mask"], kinds["same"], kinds["all"] - kinds["mask"] - kinds["same"]]
+    inputs, labels = mask(MaskingPolicy(), 2000)
+    hidden = labels != IGNORE_INDEX
+    masks = int((inputs[hidden] == VOCABULARY.mask_id).sum())
+    same = int((inputs[hidden] == labels[hidden]).sum())
+    assert hidden.sum() == 150_000
     # One random id in 295 is the token that it replaces.
-    assert chi_square.fits(counts, [0.8, 0.1 + 0.1 / 295, 0.1 - 0.1 / 295])
+    shares = [0.8, 0.1 + 0.1 / 295, 0.1 - 0.1 / 295]
+    assert chi_square.fits([masks, same, 150_000 - masks - same], shares)
+
+
+def test_what_stands_in_a_hidden_place_does_not_depend_on_where_it_is():
+    hidden = chosen(MaskingPolicy(), 4000)
+    inputs, _ = mask(MaskingPolicy(), 4000)
+    shown = np.where(hidden, inputs == VOCABULARY.mask_id, False)[:, 1:-1]
+    for half in (slice(0, 249), slice(249, 498)):
+        masks, places = shown[:, half].sum(), hidden[:, 1:-1][:, half].sum()
+        assert chi_square.fits([masks, places - masks], [0.8, 0.2])
+
+
+def test_two_places_are_hidden_together_as_often_as_chance_has_it():
+    # Two given places of n are both among k with the probability k (k - 1) / (n (n - 1)).
+    hidden = chosen(MaskingPolicy(), 20_000, sequence(40, special=()))
+    both = hidden.T.astype(int) @ hidden.astype(int)
+    counts = both[np.triu_indices(40, 1)]
+    assert counts.sum() == 20_000 * 6 * 5 / 2
+    # Each pair is a nearly independent binomial count; its spread is 780 times its variance.
+    share = 6 * 5 / (40 * 39)
+    spread = ((counts - 20_000 * share) ** 2).sum() / (20_000 * share * (1 - share))
+    assert 0.8 * counts.size < spread < 1.2 * counts.size
 
 
 def test_random_tokens_are_all_ordinary_ids_equally_often():
     policy = MaskingPolicy(fraction=1.0, mask_share=0.0, random_share=1.0)
-    drawn = np.concatenate([mask(policy, draw)[0][1:-1] for draw in range(2000)])
-    counts = np.bincount(drawn, minlength=300)
+    drawn = mask(policy, 2000)[0][:, 1:-1]
+    counts = np.bincount(drawn.ravel(), minlength=300)
     assert counts[VOCABULARY.is_special].sum() == 0
     assert chi_square.fits(counts[~VOCABULARY.is_special], np.ones(295))
 
@@ -167,8 +218,8 @@ def test_ngrams_of_n_words_are_drawn_with_a_probability_proportional_to_1_over_n
     # Compared are lengths as drawn, the one cut by the end of the budget included.
     words = np.random.default_rng(1).geometric(0.7, 360)
     counts = Counter()
-    for draw in range(3000):
-        ngrams = draw_ngrams(words, np.zeros_like(words), 77, 3, generator(draw))
+    for key in keys_of(3000):
+        ngrams = draw_ngrams(words, np.zeros_like(words), 77, 3, KeyedDraws(key, Purpose.NGRAMS))
         counts.update(ngram.drawn for ngram in ngrams)
     assert set(counts) == {1, 2, 3}
     assert sum(counts.values()) > 100_000
@@ -200,7 +251,7 @@ def test_the_masks_of_a_text_show_the_ngrams_that_were_drawn():
 )
 def test_ngrams_do_not_overlap_nor_leave_their_run_nor_exceed_the_budget(words, breaks, budget, longest, key):
     runs = np.cumsum(breaks[: len(words)])
-    ngrams = draw_ngrams(np.array(words), runs, budget, longest, generator(key))
+    ngrams = draw_ngrams(np.array(words), runs, budget, longest, np.random.default_rng(key))
     covered = [word for start, _, taken in ngrams for word in range(start, start + taken)]
     assert len(covered) == len(set(covered))
     assert sum(words[word] for word in covered) <= budget
@@ -213,16 +264,15 @@ def test_ngrams_do_not_overlap_nor_leave_their_run_nor_exceed_the_budget(words, 
 @pytest.mark.parametrize(
     ("unit", "first", "total"),
     [
-        ("token", [7, 11, 16, 20, 23, 26, 37, 53], 40229),
-        ("word", [18, 19, 28, 29, 40, 41, 42, 50], 40954),
-        ("ngram", [18, 19, 45, 46, 47, 73, 74, 95], 40784),
+        ("token", [4, 11, 23, 25, 38, 41, 53, 54], 41706),
+        ("word", [23, 24, 25, 26, 27, 38, 39, 65], 41049),
+        ("ngram", [18, 19, 20, 21, 22, 23, 24, 78], 40018),
     ],
 )
 def test_the_masks_of_published_runs_never_change(unit, first, total):
     tokens = 3 + np.arange(LENGTH) % 147
-    text = tokens, np.ones(LENGTH, dtype=bool), np.arange(LENGTH) % 5 % 3 == 0
-    inputs, labels = mask(MaskingPolicy(unit=unit), 1234, "mlm", "train", 0, 0, text=text)
-    assert np.flatnonzero(labels != IGNORE_INDEX)[:8].tolist() == first
+    inputs, labels = mask(MaskingPolicy(unit=unit), 1, (tokens, np.arange(LENGTH) % 5 % 3 == 0))
+    assert np.flatnonzero(labels[0] != IGNORE_INDEX)[:8].tolist() == first
     assert int(inputs.sum()) == total
 
 

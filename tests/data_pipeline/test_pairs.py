@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.samples import IGNORE_INDEX
+from data_pipeline.samples import IGNORE_INDEX, Sample
 from data_pipeline.samples.chunks import document_chunks
-from data_pipeline.samples.framing import SampleKey
 from data_pipeline.samples.masking import MaskingPolicy
 from data_pipeline.samples.pairs import PairSamples, truncate_pair
+from data_pipeline.samples.randomness import Purpose, SampleKeys, uniforms
 from tests.data_pipeline import chi_square
 from tests.data_pipeline.shard_files import (
     SPECIAL_IDS,
@@ -65,10 +65,22 @@ def texts_of(sample):
     return texts
 
 
+def bounds_of(chunks, index):
+    begin = int(chunks.begins[index])
+    return begin, begin + int(chunks.lengths[index])
+
+
 def every(samples, epochs=1):
+    """All samples of some epochs, read in one batch each: (index, sample)."""
+    indices = np.arange(len(samples))
     for epoch in range(epochs):
-        for index in range(len(samples)):
-            yield index, samples.sample(index, epoch)
+        yield from enumerate(rows_of(samples.batch(indices, np.full_like(indices, epoch))))
+
+
+def rows_of(batch):
+    columns = (batch.inputs, batch.labels, batch.lengths.tolist(), batch.segments, batch.pair_labels.tolist())
+    for inputs, labels, length, segments, label in zip(*columns, strict=True):
+        yield Sample(inputs, labels, np.empty(0), length, segments, label)
 
 
 def document_of(shards, position):
@@ -89,7 +101,7 @@ def test_a_pair_is_framed_and_its_segments_and_padding_follow(shards, kind):
 def test_a_next_sentence_follows_and_another_comes_from_another_document(shards, chunks):
     for index, sample in every(pairs(shards), epochs=2):
         first, second = texts_of(sample)
-        begin, end = chunks.bounds(index)
+        begin, end = bounds_of(chunks, index)
         assert begin <= first[0] < first[1] <= end
         if sample.pair_label == 0:
             assert first[1] <= second[0] < second[1] <= end
@@ -104,13 +116,13 @@ def test_an_ordinary_pair_is_its_chunk_and_a_foreign_text_is_whole_sentences_unl
     shards = counting_prose(tmp_path, [lengths])
     chunks = document_chunks(shards, ROOM)
     bounds = set(shards.sentence_starts(0, shards.num_tokens).tolist())
-    bounds |= {edge for index in range(len(chunks)) for edge in chunks.bounds(index)}
+    bounds |= {edge for index in range(len(chunks)) for edge in bounds_of(chunks, index)}
     cut = total = 0
     for index, sample in every(pairs(shards, short=0.0)):
         first, second = texts_of(sample)
         if sample.pair_label == 0:
             assert first[1] == second[0]
-            assert (first[0], second[1]) == chunks.bounds(index)
+            assert (first[0], second[1]) == bounds_of(chunks, index)
         else:
             whole = {*first, *second} <= bounds
             assert whole or sample.length == LENGTH
@@ -127,7 +139,7 @@ def test_swapped_texts_put_back_are_the_text(shards, chunks):
         swapped += sample.pair_label
         first, second = texts[::-1] if sample.pair_label else texts
         assert first[1] == second[0]
-        assert (first[0], second[1]) == chunks.bounds(index)
+        assert (first[0], second[1]) == bounds_of(chunks, index)
     assert 0 < swapped < len(chunks)
 
 
@@ -135,7 +147,7 @@ def test_swapped_texts_of_cut_pairs_still_stand_in_their_order_in_the_chunk(shar
     for index, sample in every(pairs(shards, "sentence_order", short=1.0)):
         texts = texts_of(sample)
         first, second = texts[::-1] if sample.pair_label else texts
-        begin, end = chunks.bounds(index)
+        begin, end = bounds_of(chunks, index)
         assert begin <= first[0] < first[1] <= second[0] < second[1] <= end
 
 
@@ -163,8 +175,7 @@ def test_foreign_texts_come_from_every_chunk_of_the_other_documents_equally_ofte
     chunks = document_chunks(shards, 40)
     assert np.bincount(chunks.documents).tolist() == [1, 3, 2, 4]
     counts = np.zeros(len(chunks))
-    for epoch in range(4000):
-        sample = samples.sample(2, epoch)
+    for sample in rows_of(samples.batch(np.full(4000, 2), np.arange(4000))):
         if sample.pair_label:
             counts[np.searchsorted(chunks.begins, texts_of(sample)[1][0], side="right") - 1] += 1
     assert counts[1:4].sum() == 0
@@ -175,8 +186,7 @@ def test_the_first_text_ends_at_every_sentence_of_its_chunk_equally_often(tmp_pa
     shards = counting_prose(tmp_path, [[[10] * 8, [10] * 8]])
     samples = pairs(shards, "sentence_order", length=83, short=0.0)
     counts = Counter()
-    for epoch in range(4000):
-        sample = samples.sample(0, epoch)
+    for sample in rows_of(samples.batch(np.zeros(4000, dtype=int), np.arange(4000))):
         texts = texts_of(sample)
         counts[texts[1 - sample.pair_label][0]] += 1
     assert sorted(counts) == [10, 20, 30, 40, 50, 60, 70]
@@ -193,7 +203,7 @@ def test_short_pairs_have_two_texts_of_up_to_any_random_length(shards, kind):
 def test_one_pair_in_ten_is_cut_short(shards, chunks):
     full = counted = 0
     for index, sample in every(pairs(shards, "sentence_order"), epochs=4):
-        begin, end = chunks.bounds(index)
+        begin, end = bounds_of(chunks, index)
         if end - begin > 100:
             counted += 1
             full += sample.length - 3 == end - begin
@@ -250,7 +260,8 @@ def test_pairs_and_masks_return_with_static_copies_and_are_new_without(shards):
 
 
 def test_two_objectives_draw_independently_from_one_seed():
-    draws = [SampleKey(7, objective, "train", 0).generator(3, 0).random(4) for objective in ("mlm", "mlm_nsp")]
+    keys = [SampleKeys(7, kind, "train", 0)(np.array([3]), np.array([0])) for kind in ("mlm", "mlm_nsp")]
+    draws = [uniforms(key, Purpose.PAIR, np.arange(4)) for key in keys]
     assert (draws[0] != draws[1]).all()
 
 
