@@ -10,6 +10,8 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
+import xxhash
+
 from data_pipeline.shards.errors import BrokenShard
 from data_pipeline.shards.manifest import ShardEntry
 from data_pipeline.store.counters import Counters
@@ -85,6 +87,42 @@ class Fetcher:
             f"after {self._options.retries + 1} downloads; upload it again",
         )
 
+    def members(self, entry: ShardEntry, names: Sequence[str]) -> dict[str, bytes] | None:
+        """Checked members that lie side by side, in one request; None if the server knows no ranges.
+
+        Raises: BrokenShard as :meth:`fetch`.
+        """
+        places = {name: entry.members[name] for name in names}
+        begin = min(place.offset for place in places.values())
+        end = max(place.offset + place.size for place in places.values())
+        found: dict[str, bytes] = {}
+
+        def attempt() -> None:
+            with closing(self._read(entry, begin, end, fresh=False)) as answer:
+                self._ranges = answer.ranged
+                data = b"".join(answer.chunks) if answer.ranged else b""
+            self._counters.add("fetched_bytes", len(data))
+            if answer.ranged and len(data) != end - begin:
+                raise FetchError("truncated", f"{len(data)} of {end - begin} bytes")
+            for name, place in places.items() if answer.ranged else ():
+                found[name] = data[place.offset - begin : place.offset - begin + place.size]
+                digest = xxhash.xxh3_64_hexdigest(found[name])
+                if digest != place.xxh3:
+                    raise FetchError("damaged", f"{entry.key}.{name} has the hash {digest}, {place.xxh3} expected")
+
+        try:
+            self._with_retries(attempt, lambda: False)
+        except FetchError as error:
+            raise self._unfetchable(entry, error) from error
+        return found if self._ranges else None
+
+    def _unfetchable(self, entry: ShardEntry, error: FetchError) -> BrokenShard:
+        return BrokenShard(
+            entry.name,
+            f"shard {self._transport.address(entry.name)} cannot be fetched: {error}; "
+            "check the server and the network, or upload the shard again",
+        )
+
     def _complete(self, entry: ShardEntry, partial: PartialFile, fresh: bool, stop: Callable[[], bool]) -> None:
         """Fill the missing parts, whatever is in them."""
         missing = partial.missing()
@@ -97,11 +135,7 @@ class Fetcher:
             if partial.missing():
                 self._with_retries(lambda: self._whole(entry, partial, fresh, stop), stop)
         except FetchError as error:
-            raise BrokenShard(
-                entry.name,
-                f"shard {self._transport.address(entry.name)} cannot be fetched: {error}; "
-                "check the server and the network, or upload the shard again",
-            ) from error
+            raise self._unfetchable(entry, error) from error
 
     def _parts(
         self, entry: ShardEntry, partial: PartialFile, parts: Sequence[int], fresh: bool, stop: Callable[[], bool]

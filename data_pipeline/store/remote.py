@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards import Manifest, ShardEntry, ShardSet
+from data_pipeline.shards import Manifest, MemberEntry, ShardEntry, ShardSet
 from data_pipeline.shards.manifest import MANIFEST_NAME
 from data_pipeline.store.counters import CacheStatistics, Counters
 from data_pipeline.store.fetch import Fetcher
@@ -121,6 +121,24 @@ class RemoteFiles:
             finally:
                 lock.release()
 
+    def members(self, entry: ShardEntry, names: Sequence[str]) -> dict[str, bytes]:
+        """Some members of a shard, checked, without the rest of it where the server can do that.
+
+        Args:
+            entry: the shard.
+            names: of members that lie side by side, without the key, such as ``format.STRUCTURE``.
+
+        Raises:
+            BrokenShard: they cannot be had, after all retries; says the URL and the cause.
+            DataError: the cache cannot be written.
+        """
+        if not self.is_there(entry):
+            found = self._fetcher.members(entry, names)
+            if found is not None:
+                return found
+        with self.local_path(entry).open("rb") as stream:
+            return {name: _read(stream, entry.members[name]) for name in names}
+
     def announce(self, needs: Needs, step: int, uses: Iterable[tuple[int, int]]) -> None:
         """Tell the other processes of the machine what this one reads next.
 
@@ -203,6 +221,11 @@ def _folder_name(manifest: Manifest) -> str:
     """Equal only if shards of equal names are equal files."""
     text = json.dumps([asdict(shard) for shard in manifest.shards], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(stream: BinaryIO, place: MemberEntry) -> bytes:
+    stream.seek(place.offset)
+    return stream.read(place.size)
 
 
 def is_remote(location: str) -> bool:

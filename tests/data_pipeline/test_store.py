@@ -15,6 +15,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import BrokenShard, ShardSet
+from data_pipeline.shards.format import STRUCTURE
 from data_pipeline.store import CacheOptions, RemoteFiles, is_remote, open_shards
 from tests.data_pipeline.servers import always, random_faults, s3_server, web_server
 from tests.data_pipeline.shard_files import documents_of, write_shards
@@ -69,9 +70,8 @@ def test_five_percent_of_faults_of_every_kind_do_not_change_a_bit(tmp_path):
             np.testing.assert_array_equal(remote.tokens(begin, begin + 500), local.tokens(begin, begin + 500))
     statistics = remote.files.statistics()
     assert set(server.faults_made) == set(FAULTS)
-    assert statistics.retries["server_error"] == server.faults_made["error"]
-    assert statistics.retries["truncated"] == server.faults_made["truncate"]
-    assert statistics.retries["timeout"] >= server.faults_made["stall"]
+    # Where the machine is slow, further requests time out.
+    assert sum(statistics.retries.values()) >= sum(server.faults_made.values()) - server.faults_made["flip"]
     assert statistics.refetches > 0
     for path in cached(tmp_path):
         assert path.read_bytes() == (tmp_path / "data" / path.name).read_bytes()
@@ -93,6 +93,45 @@ def test_a_flipped_bit_costs_one_more_request_of_its_part_only(tmp_path):
         parts = {count for (found, begin), count in server.requests.items() if begin >= place.offset + place.size}
         assert parts == {1}
     assert files.statistics().refetches == 1
+
+
+def test_damage_between_the_members_is_found_too(tmp_path):
+    build(tmp_path / "data", shards=1)
+    name = "shard-00000.tar"
+    with web_server(tmp_path / "data", faults=lambda *request: "flip" if request == (name, 0, 0) else None) as server:
+        files = RemoteFiles(server.url, options(tmp_path, part_bytes=512))
+        path = files.local_path(files.manifest.shards[0])
+    assert path.read_bytes() == (tmp_path / "data" / name).read_bytes()
+    assert {request: count for request, count in server.requests.items() if count > 1} == {(name, 0): 2}
+
+
+def test_the_structure_of_a_shard_is_fetched_without_its_text(tmp_path):
+    local = build(tmp_path / "data")
+    plan = ["error", "truncate", "flip", "reset", None]
+    with web_server(tmp_path / "data", faults=lambda name, begin, nth: plan[nth] if begin else None) as server:
+        files = RemoteFiles(server.url, options(tmp_path, retries=4))
+        for entry, structure in zip(files.manifest.shards, local.structures(), strict=True):
+            members = files.members(entry, STRUCTURE)
+            assert members["docs.bin"] == structure.documents.tobytes()
+            assert members["sents.bin"] == structure.sentences.tobytes()
+            assert members["wstart.bin"] == structure.word_start_bits.tobytes()
+        assert not cached(tmp_path)
+        assert files.statistics().retries == {"server_error": 4, "truncated": 4, "damaged": 4, "connection": 4}
+        server.faults = always("error", "shard-00001.tar")
+        with pytest.raises(BrokenShard, match=r"shard-00001\.tar cannot be fetched: HTTP 500; tries: 5"):
+            files.members(files.manifest.shards[1], STRUCTURE)
+
+
+def test_the_structure_comes_with_the_shard_where_there_are_no_ranges_and_from_the_cache_where_it_is(tmp_path):
+    build(tmp_path / "data")
+    with web_server(tmp_path / "data", ranges=False) as server:
+        files = RemoteFiles(server.url, options(tmp_path))
+        entry = files.manifest.shards[0]
+        first = files.members(entry, STRUCTURE)
+        requests = server.requests.total()
+        assert files.members(entry, STRUCTURE) == first
+        assert server.requests.total() == requests
+    assert [path.name for path in cached(tmp_path)] == [entry.name]
 
 
 @pytest.mark.parametrize(
