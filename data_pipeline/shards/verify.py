@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.processes import map_in_order
 from data_pipeline.shards.errors import Damage
 from data_pipeline.shards.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.shards.verify_shard import ShardTask, check_shard
@@ -39,7 +38,7 @@ def verify(directory: Path, *, workers: int = 1, on_progress: Callable[[int], No
 
     Args:
         directory: a folder with a manifest.
-        workers: processes, started by ``spawn``; 1 works in this process.
+        workers: threads; what they do is mostly reading, which they do side by side.
         on_progress: called after each shard with the bytes of its file.
 
     Returns: one entry for each thing that is wrong, naming file, member and bytes; empty when all is well.
@@ -58,11 +57,14 @@ def verify(directory: Path, *, workers: int = 1, on_progress: Callable[[int], No
         ShardTask(directory / shard.name, shard, manifest.token_dtype, manifest.tokenizer.vocab_size, num_sources)
         for shard in manifest.shards
     ]
-    with closing(map_in_order(check_shard, tasks, min(workers, len(tasks)))) as results:
-        for task, damages in zip(tasks, results, strict=True):
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for task, damages in zip(tasks, pool.map(check_shard, tasks), strict=True):
             found += damages
             if on_progress:
                 on_progress(task.entry.bytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return found
 
 

@@ -197,4 +197,4 @@ def _are_offsets(offsets: NDArray[np.integer], count: int, end: int) -> bool:
     """Whether `offsets` starts `count` pieces that are not empty and fill [0, end)."""
     if offsets.size != count + 1 or count < 1:
         return False
-    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) > 0).all())
+    return bool(offsets[0] == 0 and offsets[-1] == end and (offsets[1:] > offsets[:-1]).all())

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     folder: Shards,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Read every byte of the shards and compare hashes; exit code 2 if something is wrong."""
