@@ -15,28 +15,31 @@ from data_pipeline.errors import DataError
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is complete and on disk.
 
     Args:
         path: final name; parent folders are made; a file of that name is replaced.
+        durable: wait for the disk; else a power cut, but no kill, may leave a file of the right name without content.
 
     Yields: a binary stream; leaving the block normally publishes the file, an exception leaves nothing behind.
     Raises: DataError if the place cannot be written (missing rights, full disk).
     """
     temporary = _temporary_name(path)
-    with _write_errors(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         try:
             with temporary.open("wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_path(path.parent)
+        if durable:
+            sync_path(path.parent)
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises: DataError if ``path`` exists and may not be replaced, or if the place cannot be written.
     """
     temporary = _temporary_name(path)
-    with _write_errors(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         temporary.mkdir()
@@ -66,8 +69,25 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         sync_path(path.parent)
 
 
+def publish_folder(source: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Rename a finished folder beside ``path`` or below it to ``path``, when everything in it is on disk.
+
+    Args:
+        source: the folder, on the same file system.
+        path: final name.
+        overwrite: replace a folder of that name; it stays readable until then.
+
+    Raises: DataError if ``path`` exists and may not be replaced.
+    """
+    _sweep(path)
+    _sync_tree(source)
+    _publish(source, path, overwrite)
+    sync_path(path.parent)
+
+
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into a DataError that names the place."""
     try:
         yield
     except OSError as error:
@@ -76,7 +96,7 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    replaced = path.with_name(f"{_temporary_name(path).name}-replaced")
     if path.exists():
         if not overwrite:
             raise DataError(f"{path} already exists; remove it or choose another output folder")

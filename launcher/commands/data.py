@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from data_pipeline.errors import UserError
+from launcher.commands import build_options as given
 from launcher.commands import data_convert, data_look
+from launcher.commands.build_progress import built, quiet_unless, shown_progress
 from launcher.commands.output import JsonFlag, examples, print_json, size
-
-if TYPE_CHECKING:
-    from data_pipeline.build import BuildProgress
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, check and look at training data.")
 corpus = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write corpora that need no download.")
@@ -49,40 +47,69 @@ def stdlib(
 
 @app.command(
     epilog=examples(
-        "ptm data build --input runs/demo/corpus.jsonl --tokenizer runs/demo/tokenizer --out runs/demo/data"
+        "ptm data build --input runs/demo/corpus.jsonl --tokenizer runs/demo/tokenizer --out runs/demo/data",
+        "ptm data build --input 's3://bucket/*.parquet' --deduplicate near --tokenizer t --out d --workers 16",
+        "mpirun -n 64 ptm data build --input 'corpus/*.jsonl.zst' --tokenizer t --out d",
     )
 )
 def build(
-    inputs: Annotated[list[str], typer.Option("--input", help="File or quoted glob (.jsonl, .txt, .gz); repeatable.")],
-    tokenizer: Annotated[Path, typer.Option(help="Folder that `ptm tokenizer train` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: train/ and validation/.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
-    validation_fraction: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of the documents held out for validation.")
-    ] = 0.02,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards of other inputs.")] = False,
-    more_inputs: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="More inputs.")] = None,
+    inputs: given.Inputs,
+    tokenizer: given.TokenizerFolder,
+    out: given.Out,
+    workers: given.Workers = 1,
+    validation_fraction: given.ValidationFraction = 0.02,
+    shard_bytes: given.ShardBytes = 64 << 20,
+    text_field: given.TextField = "text",
+    id_field: given.IdField = "id",
+    metadata_field: given.MetadataField = None,
+    txt_documents: given.TxtDocuments = "blank_line",
+    normalize: given.Normalize = "none",
+    min_characters: given.MinCharacters = 0,
+    max_characters: given.MaxCharacters = None,
+    scrub: given.Scrubs = None,
+    deduplicate: given.Deduplicate = "none",
+    near_threshold: given.NearThreshold = 0.8,
+    overwrite: given.Overwrite = False,
+    more_inputs: given.MoreInputs = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Tokenise text into shards; the bytes are the same whatever the number of workers."""
-    from data_pipeline.build import build_shards
+    """Tokenise text into shards; the bytes are the same whatever the number of workers.
+
+    When the command is killed, the same command goes on where it was.
+    """
+    from data_pipeline.build import BuildOptions, LocalTeam, build_shards, find_team
+    from data_pipeline.filters import FilterOptions
+    from data_pipeline.sources import SourceOptions
     from data_pipeline.tokenizers import load_tokenizer
 
-    summary = build_shards(
-        [*inputs, *(more_inputs or [])],
-        tokenizer=load_tokenizer(tokenizer),
-        tokenizer_folder=tokenizer,
-        out=out,
-        validation_fraction=validation_fraction,
-        workers=workers,
-        overwrite=overwrite,
-        on_progress=_show_progress if sys.stderr.isatty() else None,
-    )
-    if as_json:
-        print_json(summary)
-        return
-    made = "was there already, made of the same" if summary.reused else f"made in {summary.seconds:.1f} s"
-    print(f"{summary.path}: {made}\n  train       {summary.train}\n  validation  {summary.validation}")
+    team = find_team(workers)
+    with quiet_unless(team.is_first), team, shown_progress(team.is_first) as on_progress:
+        if workers > 1 and not isinstance(team, LocalTeam):
+            raise UserError(f"each MPI rank is one worker; leave out --workers {workers} and start more ranks")
+        options = BuildOptions(
+            source=SourceOptions(text_field, id_field, tuple(metadata_field or ()), txt_documents),
+            filters=FilterOptions(
+                normalize,
+                min_characters,
+                max_characters,
+                tuple(kind.value for kind in scrub or ()),
+                deduplicate,
+                near_threshold,
+            ),
+            validation_fraction=validation_fraction,
+            shard_bytes=shard_bytes,
+        )
+        summary = build_shards(
+            [*inputs, *(more_inputs or [])],
+            tokenizer=team.share(lambda: load_tokenizer(tokenizer)),
+            out=out,
+            options=options,
+            team=team,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if team.is_first:
+        print_json(summary) if as_json else print(built(summary))
 
 
 @app.command(
@@ -120,11 +147,6 @@ def show(
         decode=tokenizer.decode,
     )
     print_json(shown) if as_json else print(format_shown(shown))
-
-
-def _show_progress(progress: BuildProgress) -> None:
-    done = f"{progress.shards} shards, {progress.tokens:,} tokens, {size(progress.text_bytes)} of text"
-    print(f"\r{done}, {progress.seconds:.0f} s ", end="", file=sys.stderr, flush=True)
 
 
 def parse_rank(text: str) -> tuple[int, int]:

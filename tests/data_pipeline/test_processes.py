@@ -1,38 +1,80 @@
 from __future__ import annotations
 
-import operator
 import os
+import time
 
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.processes import map_in_order
+from data_pipeline.processes import run_on_processes
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_the_order_of_the_items(workers):
-    assert list(map_in_order(operator.neg, range(9), workers)) == [-item for item in range(9)]
+def negate(item, note):
+    note(-item)
 
 
-def test_items_are_read_only_as_results_are_taken():
-    read = []
+def die(item, note):
+    os._exit(3)
 
-    def items():
-        for item in range(100):
-            read.append(item)
-            yield item
 
-    results = map_in_order(operator.neg, items(), 2)
-    assert [next(results), next(results)] == [0, -1]
-    assert len(read) == 4
-    results.close()
+def divide(item, note):
+    note(1 / item)
+
+
+class UnsentError(Exception):
+    """An error that cannot be sent to another process."""
+
+    def __init__(self, one, two):
+        super().__init__("not sent")
+
+
+def fail_unsent(item, note):
+    raise UnsentError(1, 2)
+
+
+def sleep_where_odd(item, note):
+    if item == 1:
+        time.sleep(3)
+    note(item)
+
+
+def test_every_item_is_worked_on_once_and_all_notes_arrive():
+    notes = []
+    run_on_processes(negate, range(9), 2, notes.append)
+    assert sorted(notes) == [-item for item in range(8, -1, -1)]
+
+
+def test_a_free_worker_takes_what_is_left():
+    notes = []
+    run_on_processes(sleep_where_odd, [1, 2, 4, 6, 8], 2, notes.append)
+    assert notes == [2, 4, 6, 8, 1]
+
+
+def test_nothing_to_do_starts_nothing():
+    run_on_processes(die, [], 2, print)
 
 
 def test_a_killed_worker_is_told_in_one_sentence():
     with pytest.raises(DataError, match="a worker process was killed"):
-        list(map_in_order(os._exit, [3, 3, 3], 2))
+        run_on_processes(die, [3, 3, 3], 2, print)
 
 
-def test_an_error_of_the_function_reaches_the_caller():
-    with pytest.raises(ZeroDivisionError):
-        list(map_in_order((1).__truediv__, [1, 0], 2))
+def test_an_error_of_the_function_reaches_the_caller_with_its_place():
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_on_processes(divide, [1, 0], 2, lambda note: None)
+    assert "in divide" in str(caught.value.__cause__)
+
+
+def test_an_error_that_cannot_be_sent_is_told_as_text():
+    with pytest.raises(RuntimeError, match="UnsentError: not sent"):
+        run_on_processes(fail_unsent, [1, 2], 2, print)
+
+
+def test_an_error_of_the_listener_ends_the_workers():
+    def listen(note):
+        raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_processes(sleep_where_odd, [2, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2, listen)
+    assert time.monotonic() - begin < 25
