@@ -9,15 +9,49 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-_CLOSING = "\"'\u2019\u201d\u00bb)\\]}"
+_LATIN_END = ".!?\u2026\u061f\u06d4\u0964"
+_CJK_END = "\u3002\uff01\uff1f\uff61"
+_CJK_CLOSING = "\u300d\u300f\u201d\u2019\uff09\u3011\u300b\u3009\u3015\uff3d\uff5d\u3017\u301e\u301f)\\]"
+_CLOSING = f"\"'\u203a\u00bb}}{_CJK_CLOSING}"
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+# The marks come first, and what they are is asked afterwards: so the search goes from mark to mark.
 _SENTENCE_END = re.compile(
+    rf"[\n{_LATIN_END}{_CJK_END}](?:"
     # A blank line ends a heading or a paragraph, whatever stands before it ...
-    r"(?P<paragraph>\n[^\S\n]*\n\s*)"
+    r"(?P<paragraph>(?<=\n)[^\S\n]*\n\s*)"
     # ... a Latin end mark needs white space and no small letter after it (e.g. this), ...
-    rf"|[.!?\u2026]+[{_CLOSING}]*(?P<latin>\s+)(?=[^\sa-z])"
-    # ... a CJK one stands alone.
-    r"|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019\uff09\u3011]*(?P<cjk>\s*)"
+    rf"|(?<=[{_LATIN_END}])[{_LATIN_END}]*[{_CLOSING}]*(?P<latin>\s+)(?=[^\sa-z])"
+    # ... a CJK one stands alone, ...
+    rf"|(?<=[{_CJK_END}])[{_CJK_END}!?\u2026]*[{_CJK_CLOSING}]*(?P<cjk>\s*)"
+    # ... and between CJK characters a narrow one does too.
+    rf"|(?<=[{_CJK}][!?])[!?]*[{_CJK_CLOSING}]*(?P<narrow>)(?=[{_CJK}\u201c\u300c\u300e])"
+    r")"
 )
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TITLES = _words("""
+    Mr Mrs Ms Mx Dr Prof Messrs Mme Mlle Mmes Sra Dra Rev Hon Gov Sen Rep Pres Gen Col Maj Capt Cpt Cmdr Lt Sgt Cpl Adm
+    vs viz cf e.g i.e eg ie E.g I.e""")
+"""Before a full stop, these never end a sentence."""
+_BEFORE_NUMBERS = _words("""
+    No Nos Nr Fig Figs Eq Eqs Sec Sect Ch Chap Vol Vols Art Tab Ref Refs p pp c ca approx no nos fig figs eq sec ch vol
+    art Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec""")
+"""These go on when a number follows."""
+_NAMES = _words("St Mt Ft Jr Sr Inc Ltd Co Corp Bros Dept Univ al")
+"""These, initials and letters with stops (U.S.) go on unless a word follows that often begins a sentence."""
+_OPENERS = _words("""
+    A After All Also Although An And Another Any As At Because Before Both But By During Each Even Every Finally First
+    For From Further He Her Here His How However I If In Instead It Its Later Like Many May Meanwhile Most My No Not
+    Now Of On Once One Only Or Other Our Perhaps She Since So Some Such Than That The Their Then There These They This
+    Those Though Through Thus To Today Two Under Until We Were What When Where Whether Which While Who Why With Yet You
+    Your""")
+_LETTERS = re.compile(r"[^\W\d_]{1,2}(?:\.[^\W\d_]{1,2})+")
+_OPENER = re.compile(r"[\"'\u201c\u2018(]?([A-Z][a-z]*+)(?!\.)")
+_LONGEST = 16
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -25,15 +59,44 @@ def sentence_starts(text: str) -> list[int]:
 
     A sentence ends with ``. ! ?`` before white space and no small letter, with a CJK full stop, or with a blank
     line. Spaces before a sentence belong to it, as they belong to its first token; line ends belong to the sentence
-    before. Abbreviations before a capital ("Mr. Smith") are taken for ends: a rule without a language has to err.
+    before. A full stop after a title, an initial, letters such as "U.S.", a common short form before what belongs to
+    it ("Fig. 3") or the number of a list item ends none. No rule knows all languages: some abbreviations are taken
+    for ends, and few ends for abbreviations.
     """
     starts = [0]
     for match in _SENTENCE_END.finditer(text):
-        gap = match[match.lastgroup or 0]
+        kind = match.lastgroup or "latin"
+        if kind == "latin" and _goes_on(text, match):
+            continue
+        gap = match[kind]
         start = match.end() - (len(gap) - gap.rfind("\n") - 1)
         if starts[-1] < start < len(text):
             starts.append(start)
     return starts
+
+
+def _goes_on(text: str, match: re.Match[str]) -> bool:
+    stop, after = match.start(), match.end()
+    if text[after].islower():
+        return True
+    if text[stop] != "." or match.start("latin") != stop + 1:
+        return False
+    before = text[max(0, stop - _LONGEST) : stop]
+    word = before.split()[-1].lstrip("(['\"\u2018\u201c") if before and not before[-1].isspace() else ""
+    if word in _TITLES:
+        return True
+    if word in _BEFORE_NUMBERS:
+        return text[after].isdigit()
+    initial = len(word) == 1 and word.isupper() and word != "I"
+    if initial or word in _NAMES or _LETTERS.fullmatch(word):
+        opener = _OPENER.match(text, after)
+        return not (opener and opener[1] in _OPENERS)
+    return len(word) <= 2 and word.isdecimal() and _begins_line(before[: -len(word)], whole=stop <= _LONGEST)
+
+
+def _begins_line(before: str, *, whole: bool) -> bool:
+    _, line_end, margin = before.rpartition("\n")
+    return not margin.strip() and (whole or bool(line_end))
 
 
 class PieceTable:
