@@ -38,9 +38,10 @@ def plot_statistics(parts: Sequence[SetStatistics], out: Path) -> None:
         _draw_lengths(axes[1], part, [row.tokens / part.tokens for row in part.lengths])
     for axis, what in zip(axes, ("documents", "tokens"), strict=False):
         axis.set(title=f"Share of {what} by length", xlabel="tokens per document", ylabel=f"share of {what} (%)")
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("log", base=4)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
-        axis.legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), frameon=False)
     if has_sources:
         _draw_sources(axes[2], parts)
     with atomic_file(out) as stream:

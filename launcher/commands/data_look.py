@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import UserError
-from launcher.commands.output import JsonFlag, examples, print_json, print_table, size
+from launcher.commands.output import JsonFlag, examples, print_json, size
 
 if TYPE_CHECKING:
     from data_pipeline.shards.describe import SetDescription
@@ -64,7 +64,7 @@ def inspect(folder: Shards, as_json: JsonFlag = False) -> None:
         return
     columns = [_inspected(part) for part in parts]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    print_table([(name, *(column.get(name, "-") for column in columns)) for name in names])
+    _print_facts([(name, [column.get(name, "-") for column in columns]) for name in names])
 
 
 def stats(
@@ -114,23 +114,43 @@ def _inspected(part: SetDescription) -> dict[str, str]:
         "vocabulary": f"{part.tokenizer.vocab_size:,}",
         "special ids": ", ".join(special) or "-",
         "sources": ", ".join(sources) + (f" and {more:,} more" if more else "") if sources else "-",
-        **{name.replace("_", " "): _option(value) for name, value in part.build.items()},
+        **dict(_options(part.build)),
         "fingerprint": part.fingerprint[:12],
     }
 
 
+def _options(build: Mapping[str, object], group: str = "") -> Iterator[tuple[str, str]]:
+    """The settings of a build as rows of names and values; those of a group get its name in front."""
+    for name, value in build.items():
+        label = f"{group}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _options(value, "" if name == "options" else f"{label} ")
+        else:
+            yield label, _option(value)
+
+
 def _option(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_option(item)}" for name, item in value.items()) or "-"
     if isinstance(value, list | tuple):
         return ", ".join(map(_option, value)) or "-"
     return "-" if value is None else str(value)
 
 
+def _print_facts(rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print a column for each part; what all parts have in common is said once, and may be longer than a column."""
+    margin = max(len(name) for name, _ in rows)
+    different = [cells for _, cells in rows if len(set(cells)) > 1]
+    widths = [max(map(len, column)) for column in zip(*different, strict=True)]
+    for name, cells in rows:
+        shown = (
+            [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)] if cells in different else cells[:1]
+        )
+        print("  ".join([f"{name:<{margin}}", *shown]).rstrip())
+
+
 def _print_statistics(part: SetStatistics) -> None:
     print(f"{part.folder}: {part.documents:,} documents, {part.tokens:,} tokens")
     middle = "  ".join(f"{percent}%: {tokens:,}" for percent, tokens in part.percentiles.items())
-    print(f"tokens per document: {part.shortest:,} to {part.longest:,}; at most, of the documents  {middle}\n")
+    print(f"tokens per document: {part.shortest:,} to {part.longest:,}; percentiles  {middle}\n")
     rows = [
         (f"{row.low:,} - {row.high:,}", *_counts(row.documents, part.documents), *_counts(row.tokens, part.tokens))
         for row in part.lengths
