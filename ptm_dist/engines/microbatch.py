@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ class MicroBatch:
         positions: indices of the predicted tokens in the flattened batch, ``[n]``; None: all of them.
         targets: token ids, ``[n]`` or ``[batch * seq]``; ``IGNORE_INDEX`` where there is none.
         pair_targets: ``[batch]``; ``IGNORE_INDEX`` where there is none.
+        documents: number of the document of each token within its row, ``[batch, seq]``, int64; None if a row is one
+            text to the model.
     """
 
     input_ids: Tensor
@@ -33,6 +36,7 @@ class MicroBatch:
     positions: Tensor | None
     targets: Tensor
     pair_targets: Tensor
+    documents: Tensor | None
 
 
 def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device: torch.device) -> Iterator[MicroBatch]:
@@ -53,9 +57,10 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device
         F.pad(batch.lengths, (0, missing), value=length).split(size),
         F.pad(batch.segments, (0, 0, 0, missing)).split(size),
         F.pad(batch.pair_labels, (0, missing), value=IGNORE_INDEX).split(size),
+        repeat(None, count) if batch.documents is None else F.pad(batch.documents, (0, 0, 0, missing)).split(size),
         strict=True,
     )
-    for inputs, labels, lengths, segments, pair_labels in rows:
+    for inputs, labels, lengths, segments, pair_labels, documents in rows:
         causal = spec.block.causal
         positions, targets = (None, labels.flatten()) if causal else _predicted(labels)
         yield MicroBatch(
@@ -65,6 +70,7 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device
             positions=None if positions is None else positions.to(device, non_blocking=True),
             targets=targets.to(device, non_blocking=True),
             pair_targets=pair_labels.to(device, non_blocking=True),
+            documents=None if documents is None else documents.to(device, non_blocking=True),
         )
 
 

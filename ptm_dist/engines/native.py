@@ -114,7 +114,7 @@ class NativeEngine:
         """Nothing outlives the process group, which belongs to the caller."""
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        output = self.model.module(micro.input_ids, micro.segment_ids, micro.valid, micro.positions)
+        output = self.model.module(micro.input_ids, micro.segment_ids, micro.valid, micro.positions, micro.documents)
         return forward_sums(output, micro, self.model.spec, self.mesh.tensor)
 
     def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:

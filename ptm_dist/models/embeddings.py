@@ -24,10 +24,16 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(spec.size, eps=layer_norm_eps) if spec.normalised else None
         self.projection = nn.Linear(spec.size, hidden_size) if spec.size != hidden_size else None
 
-    def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        """Token and segment ids ``[batch, seq]``, int64, to ``[batch, seq, hidden]``; no segments: all are 0."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.position_offset
-        hidden = self.token(input_ids) + self.position(positions)
+    def forward(
+        self, input_ids: Tensor, segment_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Token, segment and position ids ``[batch, seq]``, int64, to ``[batch, seq, hidden]``.
+
+        Without segments all are 0; without positions they count from the start of the row.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.token(input_ids) + self.position(position_ids + self.position_offset)
         if self.segment is not None:
             hidden = hidden + self.segment(torch.zeros_like(input_ids) if segment_ids is None else segment_ids)
         if self.norm is not None:

@@ -57,6 +57,7 @@ class LanguageModel(nn.Module):
         segment_ids: Tensor | None = None,
         valid: Tensor | None = None,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> ModelOutput:
         """Predict tokens, and how the parts of a sample belong together.
 
@@ -66,26 +67,53 @@ class LanguageModel(nn.Module):
             valid: False at padding, ``[batch, seq]``, bool; padding stands at the end, so that a causal model need
                 not know of it. Each sample has a valid position.
             positions: where tokens are predicted, indices into the flattened ``[batch * seq]``; None: everywhere.
+            documents: number of the document that each token belongs to, ``[batch, seq]``, int64, those of one document
+                side by side: tokens see their own document only and count positions from its start. None: a row is
+                one text. For causal models.
         """
-        hidden = self.encode(input_ids, segment_ids, valid)
+        hidden = self.encode(input_ids, segment_ids, valid, documents)
         pairs = None if self.pair_head is None else self.pair_head(hidden)
         return ModelOutput(self.head(hidden, positions), pairs)
 
-    def encode(self, input_ids: Tensor, segment_ids: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        segment_ids: Tensor | None = None,
+        valid: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states after the last block, ``[batch, seq, hidden]``; arguments as in :meth:`forward`."""
-        hidden = self.embeddings(input_ids, segment_ids)
-        visible = self._visible(input_ids, valid)
+        places = None if documents is None else places_in_documents(documents)
+        hidden = self.embeddings(input_ids, segment_ids, places)
+        visible = self._visible(input_ids, valid, documents)
         blocks = self.blocks()
         for layer in range(self.spec.num_layers):
             hidden = blocks[self.spec.group_of(layer)](hidden, visible[self.spec.band_of(layer)])
         return hidden
 
-    def _visible(self, input_ids: Tensor, valid: Tensor | None) -> dict[int, Tensor | None]:
+    def _visible(self, input_ids: Tensor, valid: Tensor | None, documents: Tensor | None) -> dict[int, Tensor | None]:
         """For each width of attention band, which keys a query sees; None: what the block sees by itself."""
+        band = self.spec.attention_band
         if not self.spec.block.causal:
             return {0: None if valid is None else valid[:, None, None, :]}
-        if not self.spec.attention_band:
+        if documents is None and not band:
             return {0: None}
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         back = places[:, None] - places[None, :]
-        return {0: None, self.spec.attention_band: (back >= 0) & (back < self.spec.attention_band)}
+        near = (back >= 0) & (back < band)
+        if documents is None:
+            return {0: None, band: near}
+        together = (documents[:, None, :, None] == documents[:, None, None, :]) & (back >= 0)
+        return {0: together, band: together & near} if band else {0: together}
+
+
+def places_in_documents(documents: Tensor) -> Tensor:
+    """How many tokens of its document stand before each token of a row, ``[batch, seq]``, int64.
+
+    Args:
+        documents: number of the document of each token, ``[batch, seq]``, int64, those of one side by side.
+    """
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(starts, places, 0).cummax(dim=1).values

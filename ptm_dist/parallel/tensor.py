@@ -151,8 +151,13 @@ def _gather_before_heads(model: LanguageModel, split: TensorSplit) -> None:
     """Heads that pick positions need all of them; they are small, so each rank computes them whole."""
     encode = model.encode
 
-    def encode_whole(input_ids: Tensor, segment_ids: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        return gather_positions(encode(input_ids, segment_ids, valid), split.ranks)
+    def encode_whole(
+        input_ids: Tensor,
+        segment_ids: Tensor | None = None,
+        valid: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        return gather_positions(encode(input_ids, segment_ids, valid, documents), split.ranks)
 
     model.encode = encode_whole  # type: ignore[method-assign]
 

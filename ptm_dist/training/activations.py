@@ -111,15 +111,18 @@ class ForwardPass:
         return self._block() - (0 if reads_copy else self._stream(self._hidden))
 
     def _attention_mask(self, layer: int) -> int:
-        """What a layer sees, as numbers that are added to its scores: a band, or which positions are padding."""
+        """What a layer sees, as numbers that are added to its scores: a band, other documents, or padding."""
         if not self._spec.block.causal:
             return self._tokens * self._compute
+        if self.recipe.objective.document_attention:
+            return self._tokens * self.sequence_length * self._compute
         return self.sequence_length**2 * self._compute if self._spec.band_of(layer) else 0
 
     def _embeddings(self) -> int:
         """Ids of tokens, positions and segments; a norm, and the input of the matrix that widens what it gives."""
         spec, tensor = self._spec.embedding, self.layout.tensor_parallel
-        stored = (self._tokens + self.sequence_length) * _ID
+        rows = self.samples if self.recipe.objective.document_attention else 1
+        stored = (self._tokens + rows * self.sequence_length) * _ID
         if tensor > 1:
             stored += self._tokens
         if spec.segments:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.loader import StepBatch, slice_of
+from data_pipeline.loader import StepBatch
+from data_pipeline.ramp import slice_of
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models import build_model
@@ -42,6 +43,8 @@ class Problem:
     precision: str = "fp64"
     steps: int = 10
     global_batch: int = GLOBAL_BATCH
+    documents: bool = False
+    """Rows hold several documents that do not see each other."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +87,7 @@ class Cell:
             {
                 "name": "parity",
                 "model": self.problem.model,
-                "objective": {"kind": self.problem.objective},
+                "objective": {"kind": self.problem.objective, "document_attention": self.problem.documents},
                 "data": {"path": "unused", "tokenizer": "unused", "sequence_length": SEQUENCE},
                 "optimizer": {"learning_rate": LEARNING_RATE, "clip_norm": 0.5},
                 "training": {
@@ -146,7 +149,10 @@ def global_batch(problem: Problem, step: int) -> StepBatch:
     if problem.objective.startswith("mlm_"):
         segments = (torch.arange(SEQUENCE) >= lengths[:, None] // 2).long()
         pair_labels = torch.randint(0, 2, (size,), generator=generator)
-    return StepBatch(step, 0, size, np.arange(size), inputs, labels, lengths, segments, pair_labels)
+    documents = None
+    if problem.documents:
+        documents = (torch.rand(inputs.shape, generator=generator) < 0.3).long().cumsum(1)
+    return StepBatch(step, 0, size, np.arange(size), inputs, labels, lengths, segments, pair_labels, documents)
 
 
 def initial_weights(problem: Problem) -> dict[str, Tensor]:
@@ -191,9 +197,20 @@ def plain_loss(model: nn.Module, batch: StepBatch) -> Tensor:
     """Mean over tokens plus mean over pairs, logits computed at every position."""
     valid = torch.arange(SEQUENCE) < batch.lengths[:, None]
     segments = batch.segments if model.spec.embedding.segments > 1 else None
+    if batch.documents is not None:
+        logits = torch.cat(
+            [logits_of_documents(model, *row) for row in zip(batch.inputs, batch.documents, strict=True)]
+        )
+        return F.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORE_INDEX)
     output = model(batch.inputs, segments, valid)
     loss = F.cross_entropy(output.tokens.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
     return loss if output.pairs is None else loss + F.cross_entropy(output.pairs, batch.pair_labels)
+
+
+def logits_of_documents(model: nn.Module, row: Tensor, documents: Tensor) -> Tensor:
+    """Logits of a row of which every document is computed by itself, ``[seq, vocab]``."""
+    _, counts = documents.unique_consecutive(return_counts=True)
+    return torch.cat([model(text[None]).tokens[0] for text in row.split(counts.tolist())])
 
 
 def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
@@ -218,7 +235,8 @@ def slice_batch(problem: Problem, step: int, engine: NativeEngine) -> StepBatch:
     """This rank's part of a global batch."""
     whole = global_batch(problem, step)
     begin, end = slice_of(problem.global_batch, engine.dp_rank, engine.dp_size)
-    rows = ("sample_ids", "inputs", "labels", "lengths", "segments", "pair_labels")
+    rows = ["sample_ids", "inputs", "labels", "lengths", "segments", "pair_labels"]
+    rows += ["documents"] if problem.documents else []
     return replace(whole, first_sample=begin, **{name: getattr(whole, name)[begin:end] for name in rows})
 
 

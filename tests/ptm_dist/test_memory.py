@@ -31,6 +31,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt1": {"model__family": "gpt1"},
     "gpt2": {},
     "gpt3": {"model__family": "gpt3", "model__attention_band": 5},
+    "gpt2, documents apart": {"objective__document_attention": True},
+    "gpt3, documents apart": {
+        "model__family": "gpt3",
+        "model__attention_band": 5,
+        "objective__document_attention": True,
+    },
     "bert": {"model__family": "bert", "objective__kind": "mlm_nsp"},
     "roberta": {"model__family": "roberta", "objective__kind": "mlm"},
     "albert": {"model__family": "albert", "objective__kind": "mlm_sop", "model__embedding_size": 12},
@@ -101,7 +107,7 @@ def test_the_engine_holds_what_was_estimated(precision: str, family: str, optimi
     assert max(optimizer for _, optimizer in ranks) == memory.optimizer
 
 
-def stored_by(model: LanguageModel, samples: int, length: int) -> int:
+def stored_by(model: LanguageModel, samples: int, length: int, documents_apart: bool) -> int:
     """Bytes that autograd keeps of a forward pass, weights apart, each storage once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     stored: dict[int, torch.UntypedStorage] = {}
@@ -118,7 +124,7 @@ def stored_by(model: LanguageModel, samples: int, length: int) -> int:
     valid = None if spec.block.causal else torch.ones_like(ids, dtype=torch.bool)
     positions = None if spec.block.causal else torch.arange(samples * MASKED)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids, segments, valid, positions)
+        model(ids, segments, valid, positions, torch.zeros_like(ids) if documents_apart else None)
     return sum(storage.nbytes() for storage in stored.values())
 
 
@@ -126,7 +132,12 @@ def stored_bytes(recipe: Recipe) -> int:
     model = build_model(recipe.model).to(DTYPES[recipe.training.precision])
     if recipe.layout.recompute == "full":
         recompute_blocks(model)
-    return stored_by(model, recipe.layout.micro_batch_size, recipe.data.sequence_length)
+    return stored_of(recipe, model)
+
+
+def stored_of(recipe: Recipe, model: LanguageModel) -> int:
+    samples, length = recipe.layout.micro_batch_size, recipe.data.sequence_length
+    return stored_by(model, samples, length, recipe.objective.document_attention)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,7 +158,7 @@ def stored_by_first_rank(recipes: list[Recipe], world_size: int) -> list[int]:
         with torch.device("meta"):
             model = build_model(recipe.model)
         parallel = ParallelModel(model, layout, mesh, Numbers(torch.float32, None), torch.device("cpu"))
-        stored.append(stored_by(parallel.module, recipe.layout.micro_batch_size, recipe.data.sequence_length))
+        stored.append(stored_of(recipe, parallel.module))
     return stored
 
 
@@ -171,8 +182,8 @@ def test_full_recomputation_stores_one_input_per_block_and_one_block_at_work(fam
     assert stored_bytes(more) - stored_bytes(fewer) == stream
     without = small_recipe(**FAMILIES[family], model__num_layers=12)
     assert estimate(more, 1).activations < estimate(without, 1).activations / 4
-    # A single block at work stores what it does without recomputation, and a mask of one byte a position.
-    mask = 16 if "objective__kind" in FAMILIES[family] else 0
+    # A single block at work stores what it does without recomputation, and a mask of a byte for a position or a pair.
+    mask = 16 if "objective__kind" in FAMILIES[family] else 16 * 16 if "documents" in family else 0
     alone = small_recipe(**FAMILIES[family], model__num_layers=1)
     assert estimate(one, 1).activations == estimate(alone, 1).activations + mask
 

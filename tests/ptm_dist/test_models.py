@@ -108,3 +108,38 @@ def test_padding_changes_no_prediction_at_real_positions():
     padded = ours(ids, None, valid)
     assert relative_error(padded.tokens[:1, :5], alone.tokens) < 1e-12
     assert relative_error(padded.pairs[:1], alone.pairs) < 1e-12
+
+
+@pytest.mark.parametrize("band", [None, 3])
+def test_a_document_in_a_row_is_computed_as_if_it_were_alone(band):
+    family = "gpt2" if band is None else "gpt3"
+    section = ModelSection(
+        family=family, vocab_size=61, hidden_size=36, num_layers=2, num_heads=3, max_positions=20, attention_band=band
+    )
+    model = build_model(section).double()
+    randomise(model, seed=3)
+    lengths = (5, 1, 8, 6)
+    ids = torch.randint(0, 61, (2, sum(lengths)), generator=torch.Generator().manual_seed(0))
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(2, -1)
+    with torch.no_grad():
+        together = model(ids, documents=documents).tokens
+        alone = torch.cat([model(text).tokens for text in ids.split(lengths, dim=1)], dim=1)
+    assert relative_error(together, alone) < 1e-12
+
+
+def test_poisoning_one_document_moves_no_logit_of_its_neighbours():
+    section = ModelSection(vocab_size=61, hidden_size=36, num_layers=2, num_heads=3, max_positions=20)
+    model = build_model(section)
+    randomise(model, seed=3)
+    ids = torch.randint(0, 61, (1, 20), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[0] * 6 + [1] * 7 + [2] * 7])
+    poisoned = ids.clone()
+    poisoned[documents == 1] = (poisoned[documents == 1] + 7) % 61
+    with torch.no_grad():
+        before, after = (model(tokens, documents=documents).tokens for tokens in (ids, poisoned))
+    others = documents != 1
+    assert torch.equal(before[others], after[others])
+    assert not torch.equal(before[~others], after[~others])
+    # Without documents the last one sees the poison, so that the test can fail.
+    with torch.no_grad():
+        assert not torch.equal(model(ids).tokens[0, 13:], model(poisoned).tokens[0, 13:])
