@@ -30,6 +30,7 @@ from data_pipeline.shards import (
     write_manifest,
     write_shard,
 )
+from data_pipeline.stream import SampleStream
 
 VOCABULARY, SEQUENCE, BATCH, STEPS = 4096, 1024, 16, 50
 DOCUMENTS, DOCUMENT_TOKENS = 4000, 500
@@ -53,7 +54,7 @@ def _write_webdataset(folder: Path, samples: CausalSamples) -> str:
     path = folder / "samples.tar"
     with tarfile.open(path, "w") as archive:
         for index in range(len(samples)):
-            sample = samples.sample(index)
+            sample = samples.sample(index, 0)
             data = np.append(sample.inputs, sample.labels[-1]).astype(np.uint16).tobytes()
             member = tarfile.TarInfo(f"{index:08d}.bin")
             member.size = len(data)
@@ -62,12 +63,10 @@ def _write_webdataset(folder: Path, samples: CausalSamples) -> str:
 
 
 def _ours(samples: CausalSamples) -> Callable[[], object]:
-    order = SampleOrder(len(samples), 0, "train", "global")
+    stream = SampleStream.single(samples, SampleOrder(len(samples), 0, "train", "global"))
 
     def read() -> None:
-        batches = training_batches(
-            samples, order, sizes=BatchSizes(BATCH), start_step=0, stop_step=STEPS, dp_rank=0, dp_size=1
-        )
+        batches = training_batches(stream, sizes=BatchSizes(BATCH), start_step=0, stop_step=STEPS, dp_rank=0, dp_size=1)
         for batch in batches:
             assert batch.inputs.shape == (BATCH, SEQUENCE)
 

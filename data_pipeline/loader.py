@@ -8,18 +8,21 @@ here has a state; a run goes on after any step, on any number of ranks and with 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.ahead import FetchAhead
 from data_pipeline.errors import UserError
-from data_pipeline.order import SampleOrder
-from data_pipeline.ramp import BatchSizes
-from data_pipeline.samples import Sample, Samples
+from data_pipeline.ramp import BatchSizes, slice_of
+from data_pipeline.samples import SampleBatch, Samples
+from data_pipeline.stream import BrokenSource, Picks, SampleStream
+
+BrokenHandler = Callable[[BrokenSource | None], Collection[tuple[str, str]] | None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,16 @@ class StepBatch:
         step: number of the step, from 0; of a validation batch, its number within the validation set.
         first_sample: counter, in the global order, of the slice's first sample.
         global_batch_size: samples of the batch over all ranks.
-        sample_ids: which sample of the data set stands in each row, [local], int64.
+        sample_ids: which sample of its source stands in each row, [local], int64; of a sample in quarantine, not
+            the one that stands in for it.
         inputs: token ids, [local, S], int64.
         labels: token id to predict at each position, or ``IGNORE_INDEX``, [local, S], int64.
         lengths: positions of each row that are no padding, [local], int64.
         segments: 0 or 1, the text of a pair to which a position belongs, [local, S], int64; 0 without pairs.
         pair_labels: 0 or 1 for a pair, see ``samples.Sample``, or ``IGNORE_INDEX``, [local], int64.
+        documents: number of the document within its row to which each position belongs, [local, S], int64; None if
+            positions see all that stands before them.
+        source_ids: number of the source of each row, [local], int64; None if there is one.
     """
 
     step: int
@@ -47,27 +54,24 @@ class StepBatch:
     lengths: torch.Tensor
     segments: torch.Tensor
     pair_labels: torch.Tensor
+    documents: torch.Tensor | None = None
+    source_ids: NDArray[np.int64] | None = None
 
-
-def slice_of(global_batch_size: int, dp_rank: int, dp_size: int) -> tuple[int, int]:
-    """Rows [begin, end) of a global batch that rank `dp_rank` of `dp_size` reads.
-
-    The slices follow each other in rank order, cover the batch, and differ in length by at most one;
-    with more ranks than samples some are empty.
-
-    Raises:
-        ValueError: the rank is not one of `dp_size`, or the batch has a negative size.
-    """
-    if global_batch_size < 0:
-        raise ValueError(f"a batch of {global_batch_size} samples")
-    if not 0 <= dp_rank < dp_size:
-        raise ValueError(f"dp_rank {dp_rank} is outside [0, {dp_size})")
-    return global_batch_size * dp_rank // dp_size, global_batch_size * (dp_rank + 1) // dp_size
+    def pin_memory(self) -> StepBatch:
+        """The same batch in page-locked memory; called by torch's loader."""
+        return replace(
+            self,
+            inputs=self.inputs.pin_memory(),
+            labels=self.labels.pin_memory(),
+            lengths=self.lengths.pin_memory(),
+            segments=self.segments.pin_memory(),
+            pair_labels=self.pair_labels.pin_memory(),
+            documents=None if self.documents is None else self.documents.pin_memory(),
+        )
 
 
 def training_batches(
-    samples: Samples,
-    order: SampleOrder,
+    stream: SampleStream,
     *,
     sizes: BatchSizes,
     start_step: int,
@@ -77,15 +81,16 @@ def training_batches(
     num_workers: int = 0,
     prefetch_steps: int = 4,
     first_step: int = 0,
+    pin_memory: bool = False,
+    handle_broken: BrokenHandler | None = None,
 ) -> Iterator[StepBatch]:
-    """The batches of steps [start_step, stop_step) of this order, in order.
+    """The batches of steps [start_step, stop_step) of a stream, in order.
 
     A worker process builds whole steps, so the batches do not depend on `num_workers`. No global random
     stream (torch, numpy, python) of the calling process is touched.
 
     Args:
-        samples: the data set.
-        order: which sample each counter of the run reads.
+        stream: which sample each counter of the run reads.
         sizes: samples of each step over all ranks; step t reads `sizes.size(t)` counters from
             `sizes.first_sample(t)` on.
         start_step: first step, from 0; after a resume, the number of steps already done.
@@ -95,6 +100,11 @@ def training_batches(
         num_workers: processes that load; 0 loads in this one.
         prefetch_steps: steps that each worker prepares ahead.
         first_step: what step 0 of this order is called in the batches: the steps of the run before it.
+        pin_memory: put batches where a CUDA device copies them from without waiting.
+        handle_broken: called before every batch with the shard that this rank could not read for it, or None;
+            returns all shards to read without from that step on, source and file name, if they are more than
+            before, else None. With it the batch is made again. Every rank has to come to the same answer. None:
+            such a shard is an error.
 
     Raises:
         DataError: a shard is missing or damaged; the same message whether a worker met it or this process.
@@ -103,19 +113,26 @@ def training_batches(
     if first_step < 0 or not 0 <= start_step <= stop_step:
         raise ValueError(f"steps [{start_step}, {stop_step}) after {first_step}")
     slice_of(sizes.final, dp_rank, dp_size)
-    steps = _Steps(samples, order, sizes, dp_rank, dp_size, first_step)
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start_step, stop_step),
-        num_workers=num_workers,
-        prefetch_factor=prefetch_steps if num_workers else None,
-        # Forked workers die with a killed rank; those of a fork server, Python 3.14's default, live on.
-        multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_ignore_stop_signals,
-        generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
-    )
-    return _raise_failures(loader)
+    steps = _Steps(stream, sizes, dp_rank, dp_size, first_step)
+
+    def load(step: int) -> Iterator[StepBatch | _Failure]:
+        return iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                sampler=range(step, stop_step),
+                num_workers=num_workers,
+                prefetch_factor=prefetch_steps if num_workers else None,
+                # Forked workers die with a killed rank; those of a fork server, Python 3.14's default, live on.
+                multiprocessing_context="fork" if num_workers else None,
+                worker_init_fn=_ignore_stop_signals,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
+            )
+        )
+
+    ahead = FetchAhead(stream, sizes, dp_rank, dp_size, stop_step)
+    return _handled(load, stream, ahead, start_step, stop_step, handle_broken)
 
 
 def validation_batches(
@@ -151,8 +168,8 @@ def _validation_batches(
         size = min(batch_size, count - first)
         begin, end = slice_of(size, dp_rank, dp_size)
         indices = np.arange(first + begin, first + end, dtype=np.int64)
-        rows = [samples.sample(index, 0) for index in indices.tolist()]
-        yield _batch(step, first + begin, size, indices, rows, samples.sequence_length)
+        picks = Picks(np.zeros_like(indices), indices, np.zeros_like(indices))
+        yield _step_batch(step, first + begin, size, picks, samples.batch(picks.indices, picks.epochs))
 
 
 @dataclass(frozen=True)
@@ -165,11 +182,8 @@ class _Failure:
 class _Steps(Dataset[StepBatch | _Failure]):
     """Map-style data set whose item t is this rank's slice of step t."""
 
-    def __init__(
-        self, samples: Samples, order: SampleOrder, sizes: BatchSizes, dp_rank: int, dp_size: int, first_step: int
-    ) -> None:
-        self._samples = samples
-        self._order = order
+    def __init__(self, stream: SampleStream, sizes: BatchSizes, dp_rank: int, dp_size: int, first_step: int) -> None:
+        self._stream = stream
         self._sizes = sizes
         self._dp_rank = dp_rank
         self._dp_size = dp_size
@@ -179,32 +193,26 @@ class _Steps(Dataset[StepBatch | _Failure]):
         first, size = self._sizes.first_sample(step), self._sizes.size(step)
         begin, end = (first + row for row in slice_of(size, self._dp_rank, self._dp_size))
         try:
-            indices = self._order.samples(begin, end)
-            rows = [
-                self._samples.sample(index, self._order.epoch(counter))
-                for counter, index in zip(range(begin, end), indices.tolist(), strict=True)
-            ]
+            picks = self._stream.picks(begin, end)
+            rows = self._stream.read(picks)
         except UserError as error:
             return _Failure(error)
-        return _batch(self._first_step + step, begin, size, indices, rows, self._samples.sequence_length)
+        return _step_batch(self._first_step + step, begin, size, picks, rows)
 
 
-def _batch(
-    step: int, first_sample: int, size: int, indices: NDArray[np.int64], rows: Sequence[Sample], length: int
-) -> StepBatch:
-    def stack(columns: list[NDArray[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(columns) if columns else np.empty((0, length), dtype=np.int64))
-
+def _step_batch(step: int, first_sample: int, size: int, picks: Picks, rows: SampleBatch) -> StepBatch:
     return StepBatch(
-        step,
-        first_sample,
-        size,
-        indices,
-        stack([row.inputs for row in rows]),
-        stack([row.labels for row in rows]),
-        torch.tensor([row.length for row in rows], dtype=torch.int64),
-        stack([row.segments for row in rows]),
-        torch.tensor([row.pair_label for row in rows], dtype=torch.int64),
+        step=step,
+        first_sample=first_sample,
+        global_batch_size=size,
+        sample_ids=picks.indices,
+        inputs=torch.from_numpy(rows.inputs),
+        labels=torch.from_numpy(rows.labels),
+        lengths=torch.from_numpy(rows.lengths),
+        segments=torch.from_numpy(rows.segments),
+        pair_labels=torch.from_numpy(rows.pair_labels),
+        documents=None if rows.documents is None else torch.from_numpy(rows.documents),
+        source_ids=picks.sources,
     )
 
 
@@ -218,8 +226,27 @@ def _ignore_stop_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _raise_failures(loader: DataLoader[StepBatch | _Failure]) -> Iterator[StepBatch]:
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise item.error
-        yield item
+def _handled(
+    load: Callable[[int], Iterator[StepBatch | _Failure]],
+    stream: SampleStream,
+    ahead: FetchAhead,
+    step: int,
+    stop_step: int,
+    handle_broken: BrokenHandler | None,
+) -> Iterator[StepBatch]:
+    """The batches that `load` gives from a step on; begun again at a step for which shards went into quarantine."""
+    with ahead.running():
+        while step < stop_step:
+            for item in load(step):
+                error = item.error if isinstance(item, _Failure) else None
+                if error is not None and (handle_broken is None or not isinstance(error, BrokenSource)):
+                    raise error
+                if handle_broken is not None:
+                    quarantined = handle_broken(error if isinstance(error, BrokenSource) else None)
+                    if quarantined is not None:
+                        stream.quarantine(quarantined)
+                        break
+                assert isinstance(item, StepBatch), "a broken shard that nobody puts into quarantine"
+                step += 1
+                ahead.advance(step)
+                yield item

@@ -1,4 +1,4 @@
-"""Batch sizes by arithmetic: how many samples a step reads, and how many all steps before it have read."""
+"""Batch sizes by arithmetic: the samples of a step, of all steps before it, and of each rank."""
 
 from __future__ import annotations
 
@@ -85,3 +85,19 @@ class BatchSizes:
     @property
     def _stages(self) -> int:
         return len(self._growing_sizes())
+
+
+def slice_of(global_batch_size: int, dp_rank: int, dp_size: int) -> tuple[int, int]:
+    """Rows [begin, end) of a global batch that rank `dp_rank` of `dp_size` reads.
+
+    The slices follow each other in rank order, cover the batch, and differ in length by at most one;
+    with more ranks than samples some are empty.
+
+    Raises:
+        ValueError: the rank is not one of `dp_size`, or the batch has a negative size.
+    """
+    if global_batch_size < 0:
+        raise ValueError(f"a batch of {global_batch_size} samples")
+    if not 0 <= dp_rank < dp_size:
+        raise ValueError(f"dp_rank {dp_rank} is outside [0, {dp_size})")
+    return global_batch_size * dp_rank // dp_size, global_batch_size * (dp_rank + 1) // dp_size

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from data_pipeline.loader import slice_of
-from data_pipeline.order import SampleOrder
-from data_pipeline.ramp import BatchSizes
+from data_pipeline.ramp import BatchSizes, slice_of
 from data_pipeline.samples import IGNORE_INDEX, Sample, Samples
 from data_pipeline.samples.causal import CausalSamples
+from data_pipeline.stream import ONLY_SOURCE, SampleStream
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,7 @@ class ShownSample:
 
     Attributes:
         counter: place in the global order of the run, from 0.
+        source: name of the data set.
         index: which sample of the data set it is.
         epoch: which pass over the data set it belongs to, from 0.
         document_starts: positions at which a document starts; none if it lies within one document.
@@ -29,6 +29,7 @@ class ShownSample:
     """
 
     counter: int
+    source: str
     index: int
     epoch: int
     document_starts: list[int]
@@ -38,8 +39,7 @@ class ShownSample:
 
 
 def show_step(
-    samples: Samples,
-    order: SampleOrder,
+    stream: SampleStream,
     *,
     step: int,
     sizes: BatchSizes,
@@ -50,8 +50,7 @@ def show_step(
     """The samples of rank `dp_rank` of `dp_size` in a step, in the order in which it reads them.
 
     Args:
-        samples: the training set.
-        order: which sample each counter of the run reads.
+        stream: which sample each counter of the run reads.
         step: from 0.
         sizes: samples of each step over all ranks.
         dp_rank: the rank among those that read different data.
@@ -65,18 +64,21 @@ def show_step(
     first = sizes.first_sample(step)
     begin, end = (first + row for row in slice_of(sizes.size(step), dp_rank, dp_size))
     shown = []
-    for counter, index in zip(range(begin, end), order.samples(begin, end).tolist(), strict=True):
-        sample = samples.sample(index, order.epoch(counter))
-        causal = isinstance(samples, CausalSamples)
+    picks = stream.picks(begin, end)
+    rows = zip(picks.sources.tolist(), picks.indices.tolist(), picks.epochs.tolist(), strict=True)
+    for counter, (number, index, epoch) in enumerate(rows, begin):
+        source = stream.sources[number]
+        sample = source.samples.sample(index, epoch)
         shown.append(
             ShownSample(
                 counter,
+                source.name,
                 index,
-                order.epoch(counter),
+                epoch,
                 sample.document_starts.tolist(),
                 int((sample.labels != IGNORE_INDEX).sum()),
                 None if sample.pair_label == IGNORE_INDEX else sample.pair_label,
-                decode(sample.inputs.tolist()) if causal else _masked_text(sample, samples.special_ids, decode),
+                _text(source.samples, sample, decode),
             )
         )
     return shown
@@ -92,11 +94,18 @@ def _headline(sample: ShownSample) -> str:
         starts = "documents start at " + ", ".join(map(str, sample.document_starts))
     else:
         starts = "no document starts here"
-    about = [f"index {sample.index}", f"epoch {sample.epoch}", starts]
+    source = [] if sample.source == ONLY_SOURCE else [sample.source]
+    about = [*source, f"index {sample.index}", f"epoch {sample.epoch}", starts]
     about.append(f"{sample.predictions} prediction{'' if sample.predictions == 1 else 's'}")
     if sample.pair_label is not None:
         about.append(f"pair label {sample.pair_label} ({'not ' if sample.pair_label else ''}in order)")
     return f"--- sample {sample.counter} of the run: {', '.join(about)} ---"
+
+
+def _text(samples: Samples, sample: Sample, decode: Callable[[list[int]], str]) -> str:
+    if isinstance(samples, CausalSamples):
+        return decode(sample.inputs[: sample.length].tolist())
+    return _masked_text(sample, samples.special_ids, decode)
 
 
 def _masked_text(sample: Sample, special_ids: Mapping[str, int], decode: Callable[[list[int]], str]) -> str:

@@ -42,7 +42,7 @@ class MaskedFigures:
         data = RecipeData(recipe)
         samples = data.validation_samples(row["step"])
         limit = recipe.evaluation.samples
-        unigram = unigram_accuracy(commonest_token(data.train), samples, limit)
+        unigram = unigram_accuracy(commonest_token(*data.train.values()), samples, limit)
         name = next((name for name in ("nsp", "sop") if f"{name}_accuracy" in row), None)
         if name is None:
             return cls(row["mlm_accuracy"], unigram, None, None, 0, None)

@@ -105,6 +105,14 @@ class Samples(Protocol):
         """The samples at `indices`, each as its epoch makes it, [n] both; what :meth:`sample` gives, one to a row."""
         ...
 
+
+class ShardSamples(Samples, Protocol):
+    """Samples of one set of shards, which say where they lie."""
+
+    def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many samples begin before each position of the shards, ascending positions of tokens, [n], int64."""
+        ...
+
     def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
         """Numbers of the shards that each sample is read from, for fetching them ahead; no text is read.
 

@@ -96,6 +96,10 @@ class CausalSamples:
             self._documents(begins, predicted) if self._document_attention else None,
         )
 
+    def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As of :class:`data_pipeline.samples.ShardSamples`."""
+        return np.minimum(-(-positions // self._sequence_length), self._count)
+
     def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
         """Numbers of the shards that each window is read from."""
         check_indices(indices, self._count)

@@ -85,6 +85,10 @@ class MaskedSamples:
         no_pairs = np.full(indices.size, IGNORE_INDEX, dtype=np.int64)
         return self._frame.batch([self._texts(indices)], no_pairs, self._keys(indices, epochs))
 
+    def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As of :class:`data_pipeline.samples.ShardSamples`."""
+        return np.searchsorted(self._bounds[:-1], positions).astype(np.int64)
+
     def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
         """Numbers of the shards in which each chunk lies: always a single one."""
         texts = self._texts(indices)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.samples import Samples
+from data_pipeline.samples import ShardSamples
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.samples.masked import MaskedSamples
 from data_pipeline.samples.masking import MaskingPolicy, MaskUnit
@@ -73,7 +73,7 @@ def build_samples(
     source: str,
     keep_tail: bool,
     cache: Path | None = None,
-) -> Samples:
+) -> ShardSamples:
     """The samples that an objective makes of the text of some shards.
 
     Args:

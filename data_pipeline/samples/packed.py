@@ -103,6 +103,13 @@ class PackedSamples:
             self._documents(row_of[inner], places[inner], totals) if self._document_attention else None,
         )
 
+    def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As of :class:`ShardSamples`; a row is made of a whole shard, and so begins where that does."""
+        tokens = [shard.tokens for shard in self._shards.manifest.shards]
+        shard_starts = np.cumsum([0, *tokens], dtype=np.int64)
+        next_starts = shard_starts[np.searchsorted(shard_starts, positions)]
+        return np.searchsorted(self._rows.begins[self._rows.starts[:-1]], next_starts).astype(np.int64)
+
     def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
         """Numbers of the shards in which each row lies: always a single one."""
         check_indices(indices, len(self))

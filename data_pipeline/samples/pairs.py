@@ -138,6 +138,10 @@ class PairSamples:
         texts, labels = self._texts(indices, keys)
         return self._frame.batch(texts, labels, keys)
 
+    def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As of :class:`data_pipeline.samples.ShardSamples`."""
+        return np.searchsorted(self._chunks.begins, positions).astype(np.int64)
+
     def shards_of(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> list[tuple[int, ...]]:
         """Numbers of the shards in which each chunk lies, and with `epochs` the text that takes the place of its end.
 

@@ -138,8 +138,7 @@ def show(
     tokenizer = load_tokenizer(loaded.data.tokenizer)
     data = RecipeData(loaded).phase_at(step - 1)
     shown = show_step(
-        data.samples,
-        data.order,
+        data.stream,
         step=step - 1 - data.phase.first_step,
         sizes=data.phase.sizes,
         dp_rank=dp_rank,

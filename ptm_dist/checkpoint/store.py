@@ -64,6 +64,7 @@ class Description(_Json):
         torch_version: that wrote the files.
         world_size: ranks that wrote them.
         saved_at: UTC, ISO 8601.
+        quarantine: shards that the run reads no more, by source and file name.
     """
 
     step: int
@@ -77,6 +78,7 @@ class Description(_Json):
     torch_version: str
     world_size: int
     saved_at: str
+    quarantine: tuple[tuple[str, str], ...] = ()
 
     def parsed_recipe(self) -> Recipe:
         """The recipe of the run that saved this.

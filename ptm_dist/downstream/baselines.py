@@ -13,13 +13,15 @@ _CHUNK = 1 << 20
 """Tokens that are counted at a time."""
 
 
-def commonest_token(shards: ShardSet) -> int:
-    """The most frequent id of a set of shards, special ids left out."""
-    counts = np.zeros(shards.tokenizer.vocab_size, dtype=np.int64)
-    for begin in range(0, shards.num_tokens, _CHUNK):
-        tokens = shards.tokens(begin, min(begin + _CHUNK, shards.num_tokens))
-        counts += np.bincount(tokens, minlength=counts.size)
-    counts[list(shards.tokenizer.special_ids.values())] = 0
+def commonest_token(*sets: ShardSet) -> int:
+    """The most frequent id of some data sets of one tokenizer, special ids left out."""
+    tokenizer = sets[0].tokenizer
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for shards in sets:
+        for begin in range(0, shards.num_tokens, _CHUNK):
+            tokens = shards.tokens(begin, min(begin + _CHUNK, shards.num_tokens))
+            counts += np.bincount(tokens, minlength=counts.size)
+    counts[list(tokenizer.special_ids.values())] = 0
     return int(counts.argmax())
 
 

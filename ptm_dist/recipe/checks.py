@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptm_dist.errors import LayoutError, RecipeError
+from ptm_dist.recipe.data_checks import data_problems
 from ptm_dist.recipe.family_checks import family_problems, phase_problems
 from ptm_dist.recipe.layout import divisors, either, layout_problems
 from ptm_dist.recipe.schema import Recipe
@@ -28,6 +29,7 @@ def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | No
         *family_problems(recipe),
         *_schedule_problems(recipe),
         *phase_problems(recipe),
+        *data_problems(recipe),
     ]
     layout = [*layout_problems(recipe.layout, world_size), *_split_problems(recipe, world_size)]
     if learning:

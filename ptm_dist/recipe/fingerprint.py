@@ -42,7 +42,7 @@ def _learnt(recipe: Recipe) -> Values:
         mode="json",
         include={
             "model": True,
-            "data": {"sequence_length", "shuffle"},
+            "data": {"sequence_length", "shuffle", "weight_changes"},
             "objective": True,
             "optimizer": True,
             "schedule": True,
@@ -50,8 +50,19 @@ def _learnt(recipe: Recipe) -> Values:
         },
     )
     learnt["model"] |= _filled_in(recipe)
+    learnt["data"] |= _read(recipe)
     learnt["schedule"]["decay_steps"] = recipe.schedule.decay_steps or recipe.training.steps
     return learnt
+
+
+def _read(recipe: Recipe) -> Values:
+    """The keys of the data section that say what is read, wherever it lies."""
+    data = recipe.data
+    return {
+        "sources": [[source.name, source.weight] for source in data.named_sources],
+        "shuffle_shards": data.shuffle_shards if data.shuffle == "block" else None,
+        "on_broken": data.on_broken,
+    }
 
 
 def _filled_in(recipe: Recipe) -> Values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ptm_dist.recipe.phases import Phase
@@ -24,8 +23,6 @@ class PhaseReport:
         samples: read in all its steps.
         tokens: read in all its steps, padding included.
         flops_per_token: of training, recomputation excluded.
-        distinct_samples: the fewest training samples of that length that suffice within data.max_epochs.
-        distinct_tokens: the same in tokens, special ids and padding included.
     """
 
     first_step: int
@@ -37,15 +34,12 @@ class PhaseReport:
     samples: int
     tokens: int
     flops_per_token: TokenFlops
-    distinct_samples: int
-    distinct_tokens: int
 
 
 def phase_report(recipe: Recipe, phase: Phase) -> PhaseReport:
     """A phase of the recipe in numbers; reads no data."""
     samples = phase.samples_before(phase.end_step)
     length = phase.sequence_length
-    distinct = math.ceil(samples / recipe.data.max_epochs)
     return PhaseReport(
         first_step=phase.first_step,
         end_step=phase.end_step,
@@ -56,11 +50,4 @@ def phase_report(recipe: Recipe, phase: Phase) -> PhaseReport:
         samples=samples,
         tokens=samples * length,
         flops_per_token=flops_per_token(recipe, length),
-        distinct_samples=distinct,
-        distinct_tokens=distinct * length,
     )
-
-
-def neediest(parts: tuple[PhaseReport, ...]) -> PhaseReport:
-    """The phase that needs most distinct tokens: each may read all data data.max_epochs times, so all have enough."""
-    return max(parts, key=lambda part: part.distinct_tokens)

@@ -21,10 +21,10 @@ A recipe is a YAML file. `base:` names one file or a list of files that it lies 
 are merged key by key and the file wins. On the command line `section.key=value` replaces a value, which is read
 as YAML (`null` stands for "left out"). An unknown key or a wrong value ends in one message with file and line.
 
-The sections `model`, `objective`, `optimizer`, `schedule` and `training`, with `data.sequence_length` and
-`data.shuffle`, say what is learnt: a run directory belongs to one set of them. All other keys may change from
-start to start. [models.md](models.md) lists the recipes of published models. This page is made from the schema by
-`python -m ptm_dist.recipe.reference > docs/recipes.md`.
+The sections `model`, `objective`, `optimizer`, `schedule` and `training`, with the keys of `data` that say what is
+read (lengths, order, names and weights of sources), say what is learnt: a run directory belongs to one set of them.
+All other keys may change from start to start. [models.md](models.md) lists the recipes of
+published models. This page is made from the schema by `python -m ptm_dist.recipe.reference > docs/recipes.md`.
 """
 
 _TYPES = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
@@ -78,7 +78,7 @@ def _value(annotation: Any) -> str:
     if section := _section(annotation):
         return f"{'list of groups' if _is_tuple(annotation) else 'group'} of {len(section.model_fields)} keys"
     if _is_tuple(annotation):
-        return f"list of {len(get_args(annotation))} numbers"
+        return "list of numbers" if Ellipsis in get_args(annotation) else f"list of {len(get_args(annotation))} numbers"
     if _is_enum(annotation) or get_origin(annotation) is Literal:
         words = [member.value for member in annotation] if _is_enum(annotation) else get_args(annotation)
         return ", ".join(f"`{_plain(word)}`" for word in words)
@@ -106,6 +106,8 @@ def _members(enum: type[StrEnum]) -> Iterator[tuple[str, str]]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if isinstance(field.default, Section):
+        return "its own"
     return "left out" if field.default is None else f"`{_plain(field.default)}`"
 
 

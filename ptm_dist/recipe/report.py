@@ -9,7 +9,7 @@ from typing import Any
 from ptm_dist.models import parameter_shapes
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
-from ptm_dist.recipe.phase_report import PhaseReport, neediest, phase_report
+from ptm_dist.recipe.phase_report import PhaseReport, phase_report
 from ptm_dist.recipe.phases import phases
 from ptm_dist.recipe.schema import ObjectiveSection, Recipe
 from ptm_dist.training.flops import TokenFlops, flops_per_sample
@@ -47,9 +47,9 @@ class DryRunReport:
         tokenizer: folder of the tokenizer.
         tokenizer_roles: special ids that the objective needs of it.
         needs_sentences: whether the objective needs token shards that know their sentences.
-        distinct_samples: the fewest training samples that suffice within data.max_epochs, of the phase that needs
-            most tokens; every phase may read all data that often.
-        distinct_tokens: the same in tokens.
+        distinct_tokens: the fewest training tokens that suffice within data.max_epochs, special ids and padding
+            included.
+        distinct_samples: the same in samples of the last phase.
     """
 
     name: str
@@ -150,7 +150,7 @@ class DryRunReport:
         ]
 
     def _data_rows(self) -> list[tuple[str, str]]:
-        length = neediest(self.phases).sequence_length
+        length = self.phases[-1].sequence_length
         enough = f"{self.distinct_samples:,} samples of {length} ({self.distinct_tokens:,} tokens)"
         sentences = ", with sentences" if self.needs_sentences else ""
         return [
@@ -171,7 +171,8 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
     check_recipe(recipe, world_size, tokenizer_vocab_size=None)
     layout = resolve_layout(recipe.layout, world_size)
     parts = tuple(phase_report(recipe, phase) for phase in phases(recipe))
-    most = neediest(parts)
+    tokens = sum(part.tokens for part in parts)
+    distinct = math.ceil(tokens / recipe.data.max_epochs / parts[-1].sequence_length)
     return DryRunReport(
         name=recipe.name,
         run_dir=str(recipe.directory),
@@ -182,18 +183,18 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
         layout=layout,
         steps=recipe.training.steps,
         samples=sum(part.samples for part in parts),
-        tokens=sum(part.tokens for part in parts),
+        tokens=tokens,
         ramp_samples=recipe.training.batch_ramp.samples if recipe.training.batch_ramp else 0,
         phases=parts,
         flops_per_token=parts[-1].flops_per_token,
         flops=_run_flops(recipe, parts),
         memory=estimate_memory(recipe, layout),
-        data=str(recipe.data.path),
+        data=", ".join(source.path for source in recipe.data.named_sources),
         tokenizer=str(recipe.data.tokenizer),
         tokenizer_roles=_tokenizer_roles(recipe.objective),
         needs_sentences=recipe.objective.kind in {"mlm_nsp", "mlm_sop"},
-        distinct_samples=most.distinct_samples,
-        distinct_tokens=most.distinct_tokens,
+        distinct_samples=distinct,
+        distinct_tokens=distinct * parts[-1].sequence_length,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from data_pipeline.stream import ONLY_SOURCE
+
 
 class Section(BaseModel):
     """A group of keys; an unknown key is an error, a value never changes after loading."""
@@ -98,23 +100,79 @@ class ModelSection(Section):
         return self.ffn_hidden_size or 4 * self.hidden_size
 
 
+class DataSourceSection(Section):
+    """One of several data sets that a run mixes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Tells it apart; its order depends on the name, not on its place in the list."""
+    path: str
+    """Folder or URL written by `ptm data build`: holds train/ and validation/."""
+    weight: NonNegativeFloat
+    """Its share of the samples, beside the weights of the others."""
+    max_epochs: PositiveFloat | None = None
+    """How often it may be repeated; left out: data.max_epochs."""
+
+
+class WeightChangeSection(Section):
+    """New weights in the middle of a run; no sample is skipped or repeated."""
+
+    from_step: Annotated[int, Field(ge=2)]
+    """The first step that is mixed with them, as in metrics.jsonl."""
+    weights: tuple[NonNegativeFloat, ...]
+    """One for each of data.sources, in their order."""
+
+
+class DataCacheSection(Section):
+    """Where shards of a URL are kept on each machine."""
+
+    directory: str | None = None
+    """Folder that all ranks of a machine share; left out: ~/.cache/ptm-dist/shards."""
+    limit_gb: PositiveFloat = 100.0
+    """Gigabytes (10^9 bytes) it may hold; the shards needed latest give way."""
+    retries: NonNegativeInt = 5
+    """Times that a failed request is repeated, each after a longer pause."""
+    timeout_seconds: PositiveFloat = 60.0
+    """Seconds without a byte after which a request has failed."""
+
+
 class DataSection(Section):
     """Token shards and how samples are cut from them."""
 
-    path: Path
-    """Folder written by `ptm data build`: holds train/ and validation/."""
+    path: str | None = None
+    """Folder or URL (s3://, https://, ...) written by `ptm data build`: holds train/ and validation/."""
+    sources: tuple[DataSourceSection, ...] = ()
+    """Several data sets in place of data.path."""
+    weight_changes: tuple[WeightChangeSection, ...] = ()
+    """Other weights of the sources from later steps on."""
     tokenizer: Path
     """Folder written by `ptm tokenizer train`; must be the one that made the shards."""
     sequence_length: PositiveInt
     """Tokens of a sample that the model reads."""
-    shuffle: Literal["global", "none"] = "global"
-    """Order of the training samples within an epoch."""
+    shuffle: Literal["global", "block", "none"] = "global"
+    """Order of the training samples within an epoch; block: shards are permuted, and the samples of shuffle_shards
+    of them at a time, so that a run from a URL needs few shards at once."""
+    shuffle_shards: PositiveInt = 16
+    """Shards that shuffle=block mixes with each other."""
     max_epochs: PositiveFloat = 1.0
     """How often the data may be repeated; a run that needs more is refused at the start."""
     num_workers: NonNegativeInt = 0
     """Loader processes per rank; 0 loads in the training process."""
     prefetch_steps: PositiveInt = 4
     """Steps that each loader process prepares ahead."""
+    on_broken: Literal["raise", "replace"] = "raise"
+    """What to do about a shard that stays unreadable; replace: read other samples in place of its own, the same on
+    every rank and after every restart."""
+    broken_limit_ppm: NonNegativeInt = 1000
+    """With on_broken=replace, the most tokens (millionths of the data set) that may be replaced."""
+    cache: DataCacheSection = DataCacheSection()
+    """Local copies of shards that lie elsewhere."""
+
+    @property
+    def named_sources(self) -> tuple[DataSourceSection, ...]:
+        """The data sets; a single one is called train."""
+        if self.path is not None:
+            return (DataSourceSection(name=ONLY_SOURCE, path=self.path, weight=1.0),)
+        return self.sources
 
 
 class ObjectiveSection(Section):
@@ -124,6 +182,11 @@ class ObjectiveSection(Section):
     """causal: the next token (gpt). mlm: masked tokens of full sentences (roberta). mlm_nsp, mlm_sop: masked tokens
     of two text parts, and whether the second follows the first or is from another document (next sentence
     prediction), or whether the two are swapped (sentence order prediction) (bert, albert)."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """How documents fill samples (causal): one after the other, cut where a sample ends; or whole, each where it fits
+    best, with padding (Ding et al. 2024, arXiv 2404.10830)."""
+    document_attention: bool = False
+    """Tokens see their own document only, and count positions from its start (causal)."""
     mask_fraction: Fraction = 0.15
     """Share of a sequence's tokens to predict."""
     max_predictions: PositiveInt | None = None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from data_pipeline.loader import StepBatch, training_batches, validation_batches
-from data_pipeline.order import SampleOrder
-from data_pipeline.samples import Samples
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.loader import BrokenHandler, StepBatch, training_batches, validation_batches
+from data_pipeline.samples import Samples, ShardSamples
+from data_pipeline.samples.joined import JoinedSamples
 from data_pipeline.samples.objectives import ObjectiveOptions, build_samples
 from data_pipeline.shards import ShardSet
+from data_pipeline.store import CacheOptions, CacheStatistics, RemoteFiles, open_shards
+from data_pipeline.stream import SampleStream, StreamSource
 from ptm_dist.recipe.phases import Phase, phase_at, phases
 from ptm_dist.recipe.schema import Recipe
+from ptm_dist.training.mixing import phase_mixture, samples_of_sources, source_orders
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -23,18 +31,18 @@ class PhaseData:
 
     Attributes:
         phase: the steps.
-        samples: cut at its sequence length.
-        order: which sample each counter of the phase reads.
+        stream: its samples in order.
+        samples_read: how many the whole phase reads of each source, [sources], int64.
     """
 
     phase: Phase
-    samples: Samples
-    order: SampleOrder
+    stream: SampleStream
+    samples_read: NDArray[np.int64]
 
     @property
-    def epochs(self) -> float:
-        """How often the phase reads the data; 1.0 is each sample once."""
-        return self.phase.samples_before(self.phase.end_step) / len(self.samples)
+    def epochs(self) -> NDArray[np.float64]:
+        """How often the phase reads each source; 1.0 is each sample once; [sources]."""
+        return self.samples_read / np.array([len(source.samples) for source in self.stream.sources])
 
 
 class RecipeData:
@@ -44,8 +52,8 @@ class RecipeData:
         recipe: names the shards, the objective, the sequence lengths and the seed of order and masks.
 
     Attributes:
-        train: training shards.
-        validation: validation shards; None if the recipe never validates.
+        train: training shards by source.
+        validation: validation shards by source; empty if the recipe never validates.
         phases: the training data by phase.
 
     Raises:
@@ -54,30 +62,80 @@ class RecipeData:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self.train = ShardSet.open(recipe.data.path / TRAIN)
-        self.phases = tuple(self._phase_data(phase) for phase in phases(recipe))
-        self.validation: ShardSet | None = None
+        self.train = self._open(TRAIN)
+        parts = phases(recipe)
+        cut = {
+            name: [self._samples(shards, phase, _source_key(name, phase)) for phase in parts]
+            for name, shards in self.train.items()
+        }
+        orders = [
+            source_orders(recipe, number, shards, cut[name]) for number, (name, shards) in enumerate(self.train.items())
+        ]
+        self.phases = tuple(
+            PhaseData(
+                phase,
+                SampleStream(
+                    [
+                        StreamSource(name, cut[name][at], orders[number][at], recipe.training.seed, shards)
+                        for number, (name, shards) in enumerate(self.train.items())
+                    ],
+                    phase_mixture(recipe, phase),
+                ),
+                samples_of_sources(recipe, phase, phase.end_step),
+            )
+            for at, phase in enumerate(parts)
+        )
+        self.validation: dict[str, ShardSet] = {}
         self._validation_samples: dict[int, Samples] = {}
         if recipe.evaluation.every:
-            self.validation = ShardSet.open(recipe.data.path / VALIDATION)
-            self._validation_samples = {
-                phase.number: self._samples(self.validation, phase, VALIDATION) for phase in phases(recipe)
-            }
+            self.validation = self._open(VALIDATION)
+            self._validation_samples = {phase.number: self._joined(phase) for phase in parts}
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal training data only; a checkpoint remembers it."""
+        fingerprints = [shards.fingerprint for shards in self.train.values()]
+        if len(fingerprints) == 1:
+            return fingerprints[0]
+        return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often the whole run reads each source."""
+        total = sum((data.epochs for data in self.phases), np.zeros(len(self.train)))
+        return dict(zip(self.train, total.tolist(), strict=True))
+
+    def cache_statistics(self) -> dict[str, CacheStatistics]:
+        """What was fetched for this process, by source; empty without sources that lie elsewhere."""
+        remote = {name: shards.files for name, shards in self.train.items() if isinstance(shards.files, RemoteFiles)}
+        return {name: files.statistics() for name, files in remote.items()}
+
+    def quarantine(self, shards: Collection[tuple[str, str]]) -> None:
+        """Train without some shards, given by source and file name; replaces what was said before."""
+        for data in self.phases:
+            data.stream.quarantine(shards)
 
     def phase_at(self, step: int) -> PhaseData:
         """The phase that the step after `step` steps belongs to."""
         return self.phases[phase_at(self._recipe, step).number]
 
-    def training(self, start_step: int, dp_rank: int, dp_size: int) -> Iterator[StepBatch]:
-        """This rank's batches from `start_step` to the end of the run."""
+    def training(
+        self,
+        start_step: int,
+        dp_rank: int,
+        dp_size: int,
+        *,
+        pin_memory: bool = False,
+        handle_broken: BrokenHandler | None = None,
+    ) -> Iterator[StepBatch]:
+        """This rank's batches from `start_step` to the end of the run; options as in `training_batches`."""
         recipe = self._recipe
         for data in self.phases:
             phase = data.phase
             if start_step >= phase.end_step:
                 continue
             yield from training_batches(
-                data.samples,
-                data.order,
+                data.stream,
                 sizes=phase.sizes,
                 start_step=max(start_step - phase.first_step, 0),
                 stop_step=phase.end_step - phase.first_step,
@@ -86,6 +144,8 @@ class RecipeData:
                 num_workers=recipe.data.num_workers,
                 prefetch_steps=recipe.data.prefetch_steps,
                 first_step=phase.first_step,
+                pin_memory=pin_memory,
+                handle_broken=handle_broken,
             )
 
     def validating(self, step: int, dp_rank: int, dp_size: int) -> Iterator[StepBatch]:
@@ -102,17 +162,34 @@ class RecipeData:
         """The validation samples of the phase that step `step` ends."""
         return self._validation_samples[phase_at(self._recipe, step - 1).number]
 
-    def _phase_data(self, phase: Phase) -> PhaseData:
-        recipe = self._recipe
-        source = TRAIN if phase.number == 0 else f"{TRAIN}/{phase.number}"
-        samples = self._samples(self.train, phase, source)
-        order = SampleOrder(len(samples), recipe.training.seed, source=source, shuffle=recipe.data.shuffle)
-        return PhaseData(phase, samples, order)
+    def _open(self, part: str) -> dict[str, ShardSet]:
+        data = self._recipe.data
+        directory = (
+            Path(data.cache.directory) if data.cache.directory else Path.home() / ".cache" / "ptm-dist" / "shards"
+        )
+        cache = CacheOptions(
+            directory,
+            round(1e9 * data.cache.limit_gb),
+            retries=data.cache.retries,
+            timeout_s=data.cache.timeout_seconds,
+        )
+        return {source.name: open_shards(f"{source.path.rstrip('/')}/{part}", cache) for source in data.named_sources}
 
-    def _samples(self, shards: ShardSet, phase: Phase, source: str) -> Samples:
+    def _joined(self, phase: Phase) -> Samples:
+        parts = [
+            self._samples(
+                shards, phase, VALIDATION if len(self.validation) == 1 else f"{VALIDATION}/{name}", keep_tail=True
+            )
+            for name, shards in self.validation.items()
+        ]
+        return parts[0] if len(parts) == 1 else JoinedSamples(parts)
+
+    def _samples(self, shards: ShardSet, phase: Phase, source: str, *, keep_tail: bool = False) -> ShardSamples:
         objective = self._recipe.objective
         options = ObjectiveOptions(
             kind=objective.kind,
+            packing=objective.packing,
+            document_attention=objective.document_attention,
             mask_fraction=objective.mask_fraction,
             max_predictions=phase.max_predictions,
             mask_unit=objective.mask_unit,
@@ -128,5 +205,10 @@ class RecipeData:
             phase.sequence_length,
             seed=self._recipe.training.seed,
             source=source,
-            keep_tail=shards is not self.train,
+            keep_tail=keep_tail,
         )
+
+
+def _source_key(name: str, phase: Phase) -> str:
+    """What masks and pairs of a source depend on: another one in every phase."""
+    return name if phase.number == 0 else f"{name}/{phase.number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import ShardSet
@@ -14,14 +15,18 @@ from ptm_dist.models.roberta import PADDING_ID
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.fingerprint import differences, model_fingerprint
+from ptm_dist.recipe.history import read_until
 from ptm_dist.recipe.schema import Family, Recipe
-from ptm_dist.training.data import RecipeData
+from ptm_dist.training.data import PhaseData, RecipeData
+from ptm_dist.training.mixing import samples_of_sources
 from ptm_dist.training.run_directory import RunDirectory
 
-# Progress is a number of samples: it means the same only where these agree.
+# Progress is a number of samples: it means the same only where these agree about the steps so far.
 _POSITION_KEYS = (
     "data.sequence_length",
     "data.shuffle",
+    "data.sources",
+    "data.weight_changes",
     "training.global_batch_size",
     "training.batch_ramp",
     "training.phases",
@@ -48,15 +53,14 @@ def preflight(recipe: Recipe, world_size: int) -> None:
     check_recipe(recipe, world_size, tokenizer.vocab_size)
     check_padding(recipe, tokenizer)
     data = RecipeData(recipe)
-    for shards in (data.train, data.validation):
-        if shards is not None:
-            _check_tokenizer(tokenizer, shards, recipe)
+    for shards in (*data.train.values(), *data.validation.values()):
+        _check_tokenizer(tokenizer, shards, recipe)
     _check_amount(recipe, data)
     directory = RunDirectory(recipe.directory)
     directory.prepare(recipe)
     info = starting_checkpoint(recipe, directory)
     if info is not None:
-        check_checkpoint(recipe, info, data.train.fingerprint)
+        check_checkpoint(recipe, info, data.fingerprint)
 
 
 def starting_checkpoint(recipe: Recipe, directory: RunDirectory) -> CheckpointInfo | None:
@@ -88,16 +92,16 @@ def check_checkpoint(recipe: Recipe, info: CheckpointInfo, data_fingerprint: str
         )
     if info.is_weights_only:
         return
-    position = [text for text in found if text.startswith(_POSITION_KEYS)]
-    if position:
+    if read_until(saved, info.step) != read_until(recipe, info.step):
+        position = [text for text in found if text.startswith(_POSITION_KEYS)]
         raise CheckpointError(
             f"{info.path} stands at sample {info.manifest.samples} of another order ({'; '.join(position)}); keep "
             "those values to go on from it"
         )
     if info.manifest.data_fingerprint != data_fingerprint:
         raise CheckpointError(
-            f"{info.path} was trained on other token shards than {recipe.data.path} holds now; point data.path to "
-            "the ones it was trained on, or start a new run"
+            f"{info.path} was trained on other token shards than {_places(recipe)} holds now; name the ones it was "
+            "trained on, or start a new run"
         )
     is_own = info.path.parent == RunDirectory(recipe.directory).checkpoints
     if info.step >= recipe.training.steps and not is_own:
@@ -130,17 +134,38 @@ def _check_tokenizer(tokenizer: Tokenizer, shards: ShardSet, recipe: Recipe) -> 
 
 
 def _check_amount(recipe: Recipe, data: RecipeData) -> None:
-    allowed = recipe.data.max_epochs
-    for part in data.phases:
-        if part.epochs <= allowed:
+    """Refuse a run that repeats a source more often than the recipe allows."""
+    for number, source in enumerate(recipe.data.named_sources):
+        allowed = source.max_epochs or recipe.data.max_epochs
+        epochs = data.epochs[source.name]
+        if epochs <= allowed:
             continue
-        phase, count = part.phase, len(part.samples)
-        samples = phase.samples_before(phase.end_step)
-        key = f"training.phases[{phase.number}]" if phase.number < len(recipe.training.phases) else "training.steps"
-        enough = math.floor(allowed * count / phase.sizes.final)
+        read = " and ".join(_amount(part, number) for part in data.phases)
+        key = "data.max_epochs" if source.max_epochs is None else f"max_epochs of {source.name}"
         raise DataError(
-            f"{key}: {phase.end_step - phase.first_step} steps read {samples} samples of {phase.sequence_length} "
-            f"tokens, {part.epochs:.2f} epochs of the {count} in {recipe.data.path}, more than "
-            f"data.max_epochs={allowed:g}; set data.max_epochs={math.ceil(part.epochs)} to allow it, build more data, "
-            f"or train {enough} steps"
+            f"training.steps={recipe.training.steps} reads {read} of {source.path}: {epochs:.2f} epochs, more than "
+            f"{key}={allowed:g}; set {key}={math.ceil(epochs)} to allow that, build more data, or train "
+            f"{_enough_steps(recipe, data, number, allowed)} steps"
         )
+
+
+def _amount(part: PhaseData, source: int) -> str:
+    cut = part.stream.sources[source].samples
+    return f"{part.samples_read[source]} samples of {part.phase.sequence_length} tokens from the {len(cut)}"
+
+
+def _enough_steps(recipe: Recipe, data: RecipeData, source: int, allowed: float) -> int:
+    """The most steps that read a source no more often than allowed."""
+
+    def suffices(steps: int) -> bool:
+        read = [
+            samples_of_sources(recipe, part.phase, steps)[source] / len(part.stream.sources[source].samples)
+            for part in data.phases
+        ]
+        return sum(read) <= allowed
+
+    return bisect_left(range(recipe.training.steps), True, key=lambda steps: not suffices(steps)) - 1
+
+
+def _places(recipe: Recipe) -> str:
+    return ", ".join(source.path for source in recipe.data.named_sources)

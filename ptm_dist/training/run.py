@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from data_pipeline.loader import StepBatch
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, best, sweep
 from ptm_dist.engines import build_engine
 from ptm_dist.engines.engine import Engine
@@ -26,6 +28,7 @@ from ptm_dist.training.journal import Journal
 from ptm_dist.training.machine import Machine, machine_of
 from ptm_dist.training.metrics import read_rows
 from ptm_dist.training.processes import choose_device, make_deterministic, process_group
+from ptm_dist.training.quarantine import Quarantine
 from ptm_dist.training.resume import resume
 from ptm_dist.training.run_directory import RunDirectory
 from ptm_dist.training.signals import StopFlag, stop_signals
@@ -105,7 +108,7 @@ def run(recipe: Recipe, world: World) -> RunSummary:
         control.from_first(lambda: directory.prepare(recipe))
         with _owned(directory, control):
             life = _build(recipe, device, control, directory)
-            info = resume(recipe, life.engine, life.store, life.data.train.fingerprint, control, life.journal)
+            info = resume(recipe, life.engine, life.store, life.data.fingerprint, control, life.journal)
             trainer, last = _train(life, info, flag)
     start_step = info.step if info is not None else 0
     return _summary(life, trainer, start_step, last or info, time.monotonic() - started)
@@ -147,18 +150,20 @@ def _train(life: _Life, info: CheckpointInfo | None, flag: StopFlag) -> tuple[Tr
     recipe, control, journal, engine = life.recipe, life.control, life.journal, life.engine
     progress = Progress(info.manifest.step, info.manifest.samples) if info is not None else Progress()
     machine = machine_of(recipe, life.device, control)
+    quarantine = _quarantine(life, info)
     rows = TrainRows(recipe.logging.every, machine, control, journal)
     validation = _validation(life)
-    checkpointing = Checkpointing(
-        life.store, control, lambda record, metrics: _describe(life, record, metrics), rows, validation, journal
-    )
+    describe = partial(_describe, life, quarantine)
+    checkpointing = Checkpointing(life.store, control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
     callbacks = (StopOnSignal(flag, control, journal), stop_at_step, rows, validation, checkpointing)
     trainer = Trainer(engine, recipe, progress, [callback for callback in callbacks if callback is not None])
     try:
         journal.open_rows(progress.step)
         _announce(life, machine, progress)
-        trainer.run(life.data.training(progress.step, engine.dp_rank, engine.dp_size))
+        trainer.run(_batches(life, progress.step, quarantine))
+        for source, statistics in life.data.cache_statistics().items():
+            journal.event("cache", source=source, **asdict(statistics))
         journal.event("finish" if trainer.is_finished else "stop", step=progress.step)
     finally:
         journal.close()
@@ -182,6 +187,7 @@ def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
             "layout": layout,
             "world_size": size,
             "parameters": parameters,
+            "epochs": life.data.epochs,
             **machine.describe(),
         }
     )
@@ -189,6 +195,9 @@ def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
         f"{'resuming' if step else 'starting'} {life.recipe.name} at step {step} of {life.recipe.training.steps}: "
         f"{parameters:,} parameters, {layout}, {machine.device.type}, in {life.directory.path}"
     )
+    if len(life.data.epochs) > 1:
+        epochs = ", ".join(f"{name} {count:.2f}" for name, count in life.data.epochs.items())
+        life.journal.say(f"epochs of each source in the whole run: {epochs}")
 
 
 def _validation(life: _Life) -> Validation | None:
@@ -203,7 +212,23 @@ def _validation(life: _Life) -> Validation | None:
     )
 
 
-def _describe(life: _Life, record: StepRecord, metrics: dict[str, float]) -> Description:
+def _quarantine(life: _Life, info: CheckpointInfo | None) -> Quarantine:
+    shards = info.manifest.quarantine if info is not None else ()
+    return Quarantine(life.data, life.control, life.journal, life.recipe.data.broken_limit_ppm, shards)
+
+
+def _batches(life: _Life, step: int, quarantine: Quarantine) -> Iterator[StepBatch]:
+    """This rank's batches from a step on."""
+    return life.data.training(
+        step,
+        life.engine.dp_rank,
+        life.engine.dp_size,
+        pin_memory=life.device.type == "cuda",
+        handle_broken=quarantine.handle if life.recipe.data.on_broken == "replace" else None,
+    )
+
+
+def _describe(life: _Life, quarantine: Quarantine, record: StepRecord, metrics: dict[str, float]) -> Description:
     return Description(
         step=record.step,
         samples=record.samples,
@@ -211,11 +236,12 @@ def _describe(life: _Life, record: StepRecord, metrics: dict[str, float]) -> Des
         recipe_fingerprint=fingerprint(life.recipe),
         model_fingerprint=model_fingerprint(life.recipe),
         layout=life.layout.describe(),
-        data_fingerprint=life.data.train.fingerprint,
+        data_fingerprint=life.data.fingerprint,
         metrics=metrics,
         torch_version=torch.__version__,
         world_size=life.control.size,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        quarantine=tuple(quarantine.shards),
     )
 
 

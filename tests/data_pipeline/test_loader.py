@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import slice_of, training_batches, validation_batches
+from data_pipeline.loader import training_batches, validation_batches
 from data_pipeline.order import SampleOrder
-from data_pipeline.ramp import BatchSizes
-from data_pipeline.samples import IGNORE_INDEX, Sample
+from data_pipeline.ramp import BatchSizes, slice_of
+from data_pipeline.samples import IGNORE_INDEX, SampleBatch
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.shards import BrokenShard, ShardSet
+from data_pipeline.stream import SampleStream
 from tests.data_pipeline.shard_files import counting_shards
 
 
@@ -37,8 +38,7 @@ RAMP = BatchSizes(13, start=3, increment=4, ramp_samples=40)
 def load(samples, start, stop, *, sizes=None, batch=7, dp_rank=0, dp_size=1, workers=0, first_step=0):
     return list(
         training_batches(
-            samples,
-            ORDER,
+            SampleStream.single(samples, ORDER),
             sizes=sizes or BatchSizes(batch),
             start_step=start,
             stop_step=stop,
@@ -104,9 +104,10 @@ class EpochSamples:
     def __len__(self):
         return 23
 
-    def sample(self, index, epoch):
-        both = np.array([index, epoch])
-        return Sample(both, both + 1, np.array([0]), 1 + index % 2, np.array([0, 1]), index % 2)
+    def batch(self, indices, epochs):
+        both = np.stack([indices, epochs], axis=1)
+        segments = np.tile([0, 1], (len(indices), 1))
+        return SampleBatch(both, both + 1, 1 + indices % 2, segments, indices % 2, None)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -196,7 +197,7 @@ def test_damaged_data_raise_the_same_plain_message_from_any_process(tmp_path, wo
     with pytest.raises(DataError) as raised:
         load(samples, 0, 5, workers=workers)
     message = str(raised.value)
-    assert type(raised.value) is BrokenShard
+    assert isinstance(raised.value, BrokenShard)
     assert message.startswith(f"shard {path} is damaged: member 00001.tokens.bin, bytes ")
     assert "\n" not in message
     assert "worker" not in message
@@ -204,8 +205,9 @@ def test_damaged_data_raise_the_same_plain_message_from_any_process(tmp_path, wo
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_signals_that_stop_a_job_do_not_stop_its_loader_processes(samples, stop):
+    stream = SampleStream.single(samples, ORDER)
     batches = training_batches(
-        samples, ORDER, sizes=BatchSizes(7), start_step=0, stop_step=40, dp_rank=0, dp_size=1, num_workers=2
+        stream, sizes=BatchSizes(7), start_step=0, stop_step=40, dp_rank=0, dp_size=1, num_workers=2
     )
     first = [next(batches) for _ in range(3)]  # both workers have built a step
     workers = multiprocessing.active_children()
@@ -226,7 +228,7 @@ def test_numbers_that_make_no_sense_are_refused_before_the_first_batch(samples):
     good = {"sizes": BatchSizes(4), "start_step": 0, "stop_step": 2, "dp_rank": 0, "dp_size": 1}
     for bad in [{"first_step": -1}, {"start_step": 3}, {"start_step": -1}, {"dp_rank": 1}]:
         with pytest.raises(ValueError):
-            training_batches(samples, ORDER, **{**good, **bad})
+            training_batches(SampleStream.single(samples, ORDER), **{**good, **bad})
     for bad in [{"batch_size": 0}, {"limit": 0}, {"dp_rank": 1}]:
         with pytest.raises(ValueError):
             validation_batches(samples, **{"batch_size": 4, "dp_rank": 0, "dp_size": 1, **bad})

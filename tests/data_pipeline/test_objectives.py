@@ -13,6 +13,7 @@ from data_pipeline.samples.masked import MaskedSamples
 from data_pipeline.samples.masking import MaskingPolicy
 from data_pipeline.samples.objectives import ObjectiveOptions, build_samples
 from data_pipeline.samples.pairs import PairSamples
+from data_pipeline.stream import SampleStream
 from tests.data_pipeline.shard_files import SPECIAL_IDS, counting_prose, random_prose
 
 KINDS = {"causal": CausalSamples, "mlm": MaskedSamples, "mlm_nsp": PairSamples, "mlm_sop": PairSamples}
@@ -33,8 +34,7 @@ def load(samples, start, stop, dp_rank=0, dp_size=1, workers=0):
     order = SampleOrder(len(samples), 7, "train", "global")
     return list(
         training_batches(
-            samples,
-            order,
+            SampleStream.single(samples, order),
             sizes=SIZES,
             start_step=start,
             stop_step=stop,

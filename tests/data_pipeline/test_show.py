@@ -14,6 +14,7 @@ from data_pipeline.samples.masked import MaskedSamples
 from data_pipeline.samples.masking import MaskingPolicy
 from data_pipeline.samples.pairs import PairSamples
 from data_pipeline.show import format_shown, show_step
+from data_pipeline.stream import SampleStream
 from tests.data_pipeline.shard_files import counting_prose, counting_shards, document, write_shards
 
 
@@ -31,7 +32,8 @@ def decode(ids):
 
 
 def show(samples, step, dp_rank=0, dp_size=1, order=ORDER):
-    return show_step(samples, order, step=step, sizes=BatchSizes(7), dp_rank=dp_rank, dp_size=dp_size, decode=decode)
+    stream = SampleStream.single(samples, order)
+    return show_step(stream, step=step, sizes=BatchSizes(7), dp_rank=dp_rank, dp_size=dp_size, decode=decode)
 
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3, 4, 9])
@@ -42,7 +44,8 @@ def test_the_ranks_of_any_layout_show_the_same_global_batches(samples, dp_size):
 
 
 def test_what_is_shown_is_what_training_reads(samples):
-    batches = training_batches(samples, ORDER, sizes=BatchSizes(7), start_step=0, stop_step=8, dp_rank=1, dp_size=2)
+    stream = SampleStream.single(samples, ORDER)
+    batches = training_batches(stream, sizes=BatchSizes(7), start_step=0, stop_step=8, dp_rank=1, dp_size=2)
     for batch in batches:
         shown = show(samples, batch.step, 1, 2)
         assert [sample.text for sample in shown] == [decode(row) for row in batch.inputs.tolist()]
@@ -74,7 +77,8 @@ def prose(tmp_path_factory):
 
 def show_all(samples):
     order = SampleOrder(len(samples), 7, "train", "none")
-    return show_step(samples, order, step=0, sizes=BatchSizes(len(samples)), dp_rank=0, dp_size=1, decode=decode)
+    stream = SampleStream.single(samples, order)
+    return show_step(stream, step=0, sizes=BatchSizes(len(samples)), dp_rank=0, dp_size=1, decode=decode)
 
 
 def test_masked_tokens_are_shown_beside_what_stands_in_their_place(prose):
@@ -123,7 +127,8 @@ def test_parts_that_bring_their_own_spaces_get_no_more(prose):
     def spaced(ids):
         return "".join(f" {token}" for token in ids)
 
-    for shown in show_step(samples, order, step=0, sizes=BatchSizes(len(samples)), dp_rank=0, dp_size=1, decode=spaced):
+    stream = SampleStream.single(samples, order)
+    for shown in show_step(stream, step=0, sizes=BatchSizes(len(samples)), dp_rank=0, dp_size=1, decode=spaced):
         assert "  " not in shown.text
 
 

@@ -29,7 +29,7 @@ _context.set_forkserver_preload(
 )
 
 
-def write_data(path: Path, seed: int = 0, tokenizer: TokenizerIdentity | None = None) -> Path:
+def write_data(path: Path, seed: int = 0, tokenizer: TokenizerIdentity | None = None, shards: int = 1) -> Path:
     rng = np.random.default_rng(seed)
     identity = tokenizer or TokenizerIdentity("0" * 64, VOCAB, SPECIAL_IDS)
     for name, count in (("train", 40), ("validation", 3)):
@@ -40,8 +40,12 @@ def write_data(path: Path, seed: int = 0, tokenizer: TokenizerIdentity | None = 
             documents.append(TokenizedDocument(tokens, np.arange(0, tokens.size - 1, 5, dtype=np.int32), words))
         folder = path / name
         folder.mkdir(parents=True)
-        entry = write_shard(folder / "shard-0.tar", "shard-0", documents, token_dtype(identity.vocab_size))
-        write_manifest(folder, [entry], identity, {})
+        parts = [documents[number :: min(shards, count)] for number in range(min(shards, count))]
+        entries = [
+            write_shard(folder / f"shard-{number}.tar", f"shard-{number}", part, token_dtype(identity.vocab_size))
+            for number, part in enumerate(parts)
+        ]
+        write_manifest(folder, entries, identity, {})
     return path
 
 

@@ -76,4 +76,4 @@ def test_the_model_fingerprint_follows_the_architecture_only():
 
 
 def test_the_fingerprint_is_the_same_in_every_process_and_version():
-    assert fingerprint(small_recipe()) == "c2422ddd91ecd3e1e3b699a939524a41fe86d0ee55d7568c9bff2aa079afeaec"
+    assert fingerprint(small_recipe()) == "2696ed3cbfc6fb6e9c05d3adc63f11bc2d39c719b271f255f24c6dce7ff6288e"

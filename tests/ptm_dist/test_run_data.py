@@ -1,0 +1,186 @@
+"""Runs over several sources, changing weights, phases and broken shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards import ShardSet
+from ptm_dist.checkpoint.store import latest
+from ptm_dist.errors import CheckpointError, RecipeError
+from ptm_dist.recipe.checks import check_recipe
+from ptm_dist.recipe.schema import Recipe
+from ptm_dist.training.data import RecipeData
+from ptm_dist.training.preflight import check_checkpoint
+from tests.ptm_dist.recipes import small_recipe
+from tests.ptm_dist.runs import events, losses, make_recipe, run_alone, run_processes, validation_losses, write_data
+
+SOURCES = ({"name": "web", "weight": 0.7}, {"name": "books", "weight": 0.3, "max_epochs": 50})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, source in enumerate(SOURCES):
+        write_data(tmp_path / str(source["name"]), seed=number, shards=4)
+    return tmp_path
+
+
+def mixed(folder: Path, name: str, data: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Recipe:
+    sources = [{**source, "path": str(folder / str(source["name"]))} for source in SOURCES]
+    changes = [{"from_step": 6, "weights": [0.2, 0.8]}]
+    own = {"path": None, "sources": sources, "weight_changes": changes, **(data or {})}
+    return make_recipe(folder, name, data=own, **sections)
+
+
+def test_a_mixture_whose_weights_change_is_the_same_run_on_any_layout(folder):
+    whole = mixed(folder, "whole")
+    run_alone(whole)
+    split = mixed(folder, "split", launch={"stop_at_step": 4})
+    assert run_processes(split, 2) == [0, 0]
+    assert run_processes(mixed(folder, "split"), 3) == [0, 0, 0]
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-10)  # float64, other orders of sums
+    assert validation_losses(split) == pytest.approx(validation_losses(whole), rel=1e-10)
+
+
+def test_weights_hold_from_their_step_on(folder):
+    data = RecipeData(mixed(folder, "run"))
+    sizes = [np.bincount(batch.source_ids, minlength=2) for batch in data.training(0, 0, 1)]
+    assert sum(sizes[:5]).tolist() == [21, 9]
+    # Of 42 samples a fifth and four fifths, to the nearest that whole samples allow.
+    assert sum(sizes[5:]).tolist() == [8, 34]
+    assert sum(
+        data.epochs[name] * len(source.samples)
+        for name, source in zip(data.train, data.phases[0].stream.sources, strict=True)
+    ) == pytest.approx(72)
+
+
+def test_weights_may_change_behind_a_checkpoint_but_not_before_it(folder):
+    run_alone(mixed(folder, "run", launch={"stop_at_step": 5}))
+    info = latest(folder / "run" / "checkpoints")
+    fingerprint = RecipeData(mixed(folder, "run")).fingerprint
+    later = [{"from_step": 6, "weights": [1, 1]}, {"from_step": 9, "weights": [0, 1]}]
+    check_checkpoint(mixed(folder, "other", {"weight_changes": later}), info, fingerprint)
+    earlier = [{"from_step": 4, "weights": [1, 1]}]
+    with pytest.raises(CheckpointError, match=r"of another order .*weight_changes"):
+        check_checkpoint(mixed(folder, "other", {"weight_changes": earlier}), info, fingerprint)
+
+
+@pytest.mark.parametrize("shuffle", ["global", "none"])
+def test_a_phase_of_longer_samples_begins_with_text_that_was_not_read(folder, shuffle):
+    phases = [{"until_step": 6, "sequence_length": 4}]
+    recipe = mixed(folder, "run", {"shuffle": shuffle}, training={"phases": phases})
+    data = RecipeData(recipe)
+    read = {}
+    for part in data.phases:
+        last = part.phase.samples_before(part.phase.end_step)
+        picks = part.stream.picks(0, last)
+        for number in range(2):
+            own = picks.sources == number
+            assert set(picks.epochs[own].tolist()) == {0}
+            length = part.phase.sequence_length
+            tokens = picks.indices[own][:, None] * length + np.arange(length)
+            read[number, part.phase.number] = set(tokens.ravel().tolist())
+    for number in range(2):
+        assert read[number, 0]
+        assert read[number, 1]
+        assert not read[number, 0] & read[number, 1]
+
+
+def test_block_shuffling_reads_a_shard_to_its_end_before_many_others_are_opened(folder):
+    recipe = mixed(folder, "run", {"shuffle": "block", "shuffle_shards": 2})
+    stream = RecipeData(recipe).phases[0].stream
+    source = stream.sources[0]
+    order = source.order.samples(0, len(source.samples))
+    starts = np.cumsum([0, *[entry.tokens for entry in source.shards.manifest.shards]])
+    shards = np.searchsorted(starts, order * 16, side="right") - 1
+    half = np.flatnonzero(np.isin(shards, shards[: shards.size // 4]))
+    assert len(set(shards[: half[-1] + 1].tolist())) == 2
+
+
+def damage(shards: Path) -> str:
+    entry = ShardSet.open(shards).manifest.shards[2]
+    path = shards / entry.name
+    data = bytearray(path.read_bytes())
+    data[entry.members["tokens.bin"].offset] ^= 1
+    path.write_bytes(data)
+    return entry.name
+
+
+REPLACE = {"on_broken": "replace", "broken_limit_ppm": 500_000}
+
+
+def test_all_ranks_go_on_without_a_broken_shard_and_remember_it(folder):
+    name = damage(folder / "books" / "train")
+    run_alone(mixed(folder, "whole", REPLACE))
+    split = mixed(folder, "split", REPLACE, launch={"stop_at_step": 8})
+    assert run_processes(split, 2) == [0, 0]
+    assert run_processes(mixed(folder, "split", REPLACE), 3) == [0, 0, 0]
+    assert losses(split) == pytest.approx(losses(mixed(folder, "whole", REPLACE)), rel=1e-10)
+    told = events(split, "quarantine")
+    assert [(event["source"], event["shard"]) for event in told] == [("books", name)]
+    assert "is damaged" in told[0]["problem"]
+    assert latest(split.directory / "checkpoints").manifest.quarantine == (("books", name),)
+
+
+def test_a_broken_shard_ends_a_run_that_may_not_replace_it(folder):
+    name = damage(folder / "books" / "train")
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        run_alone(mixed(folder, "run"))
+
+
+def test_more_broken_text_than_the_limit_ends_the_run(folder):
+    name = damage(folder / "books" / "train")
+    with pytest.raises(DataError, match=f"{name} is damaged.*more than data.broken_limit_ppm=1000"):
+        run_alone(mixed(folder, "run", {"on_broken": "replace"}))
+
+
+def test_a_source_that_would_be_repeated_too_often_is_named(folder):
+    from ptm_dist.training.preflight import _check_amount
+
+    recipe = mixed(folder, "run", {"max_epochs": 0.1})
+    with pytest.raises(DataError, match=r"of .*web: 0\.\d+ epochs, more than data.max_epochs=0.1"):
+        _check_amount(recipe, RecipeData(recipe))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"data__path": None}, "data.path is missing"),
+        ({"data__sources": [{"name": "a", "path": "x", "weight": 1}]}, "data.path and data.sources are both given"),
+        (
+            {"data__path": None, "data__sources": [{"name": "a", "path": "x", "weight": 1}] * 2},
+            "data.sources has a twice",
+        ),
+        (
+            {"data__path": None, "data__sources": [{"name": "a", "path": "x", "weight": 0}]},
+            "data.sources: weights [0.0] must not be negative, and one must be above 0",
+        ),
+        (
+            {"data__weight_changes": [{"from_step": 5, "weights": [1, 2]}]},
+            "data.weight_changes[0] has 2 weights for 0 of data.sources",
+        ),
+        (
+            {"objective__kind": "mlm", "objective__packing": "best_fit", "model__family": "roberta"},
+            "objective.packing=best_fit belongs to objective.kind=causal",
+        ),
+    ],
+)
+def test_data_keys_that_contradict_each_other_are_refused(values, expected):
+    with pytest.raises(RecipeError) as raised:
+        check_recipe(small_recipe(**values), 1, None)
+    assert expected in str(raised.value)
+
+
+def test_changes_out_of_order_are_refused():
+    sources = [{"name": "a", "path": "x", "weight": 1}]
+    changes = [{"from_step": 5, "weights": [2]}, {"from_step": 5, "weights": [1]}, {"from_step": 99, "weights": [1]}]
+    with pytest.raises(RecipeError) as raised:
+        check_recipe(small_recipe(data__path=None, data__sources=sources, data__weight_changes=changes), 1, None)
+    assert "data.weight_changes[1].from_step=5 must lie behind step 5" in str(raised.value)
+    assert "data.weight_changes[2].from_step=99 must lie behind step 5 and within training.steps=10" in str(
+        raised.value
+    )
