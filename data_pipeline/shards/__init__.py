@@ -22,10 +22,11 @@ The bytes depend on the documents alone: no times, no user names, no machine.
 """
 
 from data_pipeline.shards.errors import BrokenShard, Damage
-from data_pipeline.shards.files import LocalFiles, ShardFiles
+from data_pipeline.shards.files import LocalFiles, MemberFiles, ShardFiles
 from data_pipeline.shards.format import TokenizedDocument, TokenizerIdentity, token_dtype
 from data_pipeline.shards.manifest import Manifest, MemberEntry, ShardEntry, write_manifest
-from data_pipeline.shards.reader import ShardSet, Structure
+from data_pipeline.shards.reader import ShardSet
+from data_pipeline.shards.structure import Structure
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.writer import write_shard
 
@@ -35,6 +36,7 @@ __all__ = [
     "LocalFiles",
     "Manifest",
     "MemberEntry",
+    "MemberFiles",
     "ShardEntry",
     "ShardFiles",
     "ShardSet",

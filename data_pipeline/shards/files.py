@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_pipeline.shards.errors import BrokenShard
 from data_pipeline.shards.manifest import ShardEntry, manifest_text
@@ -31,6 +32,18 @@ class ShardFiles(Protocol):
         """A shard as a whole file of the right size on this machine, fetched if need be.
 
         Raises: BrokenShard if it is missing, of another size, or cannot be fetched.
+        """
+        ...
+
+
+@runtime_checkable
+class MemberFiles(ShardFiles, Protocol):
+    """Files of which single members can be had without the whole shard."""
+
+    def members(self, entry: ShardEntry, names: Sequence[str]) -> Mapping[str, bytes]:
+        """The content of some members of a shard, by name without the key.
+
+        Raises: BrokenShard if they cannot be had.
         """
         ...
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.shards import format as fmt
-from data_pipeline.shards.errors import BrokenShard
-from data_pipeline.shards.files import LocalFiles, ShardFiles
+from data_pipeline.shards.files import LocalFiles, MemberFiles, ShardFiles
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.open_shard import CheckedBlocks, OpenShard
-
-_MAX_OPEN = 256
-"""Shards mapped at one time by one process; each takes a file descriptor, of which there are often 1024."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Where things start in one shard; positions count from its first token.
-
-    Attributes:
-        first_token: position of the shard's first token in the whole set.
-        documents: where each document starts, then the number of tokens, [documents + 1], int64.
-        sentences: where each sentence starts, then the number of tokens, [sentences + 1], int32.
-        word_start_bits: one bit for each token, the lowest of a byte first, [ceil(tokens / 8)], uint8.
-    """
-
-    first_token: int
-    documents: NDArray[np.int64]
-    sentences: NDArray[np.int32]
-    word_start_bits: NDArray[np.uint8]
-
-    def starts_word(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether a word starts at each position, any shape, bool."""
-        bits: NDArray[np.int64] = self.word_start_bits[positions >> 3] >> (positions & 7)
-        return np.bitwise_and(bits, 1).astype(np.bool_)
+from data_pipeline.shards.open_shard import OpenShard
+from data_pipeline.shards.open_shards import OpenShards
+from data_pipeline.shards.structure import Structure
 
 
 class ShardSet:
@@ -60,9 +34,7 @@ class ShardSet:
         self.manifest = manifest
         self._ends = np.cumsum([shard.tokens for shard in manifest.shards], dtype=np.int64)
         self._begins = self._ends - np.array([shard.tokens for shard in manifest.shards], dtype=np.int64)
-        self._quarantined = frozenset(quarantined)
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._checked: dict[int, CheckedBlocks] = {}
+        self._shards = OpenShards(files, manifest, quarantined)
 
     @classmethod
     def open(cls, location: Path | str | ShardFiles) -> ShardSet:
@@ -127,7 +99,7 @@ class ShardSet:
         Args:
             names: file names of shards, all of them; those of other sets mean nothing here.
         """
-        self._quarantined = frozenset(
+        self._shards.quarantined = frozenset(
             number for number, shard in enumerate(self.manifest.shards) if shard.name in names
         )
 
@@ -161,10 +133,10 @@ class ShardSet:
         sorted_begins = begins[order]
         numbers = np.searchsorted(self._ends, sorted_begins, side="right")
         firsts = sorted_begins - self._begins[numbers]
-        current, shard = int(numbers[0]), self._text(int(numbers[0]))
+        current, shard = int(numbers[0]), self._shards.text(int(numbers[0]))
         for row, number, first in zip(order.tolist(), numbers.tolist(), firsts.tolist(), strict=True):
             if number != current:
-                current, shard = number, self._text(number)
+                current, shard = number, self._shards.text(number)
             if first + length <= shard.num_tokens:
                 result[row] = shard.tokens(first, first + length)
             else:
@@ -210,23 +182,23 @@ class ShardSet:
         """
         self._checked_range(begin, end)
         found = [np.empty(0, dtype=np.bool_)]
-        found += [self._text(number).word_starts(first, last) for number, first, last in self._pieces(begin, end)]
+        found += [
+            self._shards.text(number).word_starts(first, last) for number, first, last in self._pieces(begin, end)
+        ]
         return np.concatenate(found)
 
     def structures(self) -> Iterator[Structure]:
-        """Where things start in each shard, shard by shard; no text is read.
+        """Where things start in each shard, shard by shard; no text is read, nor fetched if the files can do that.
 
         Raises:
             BrokenShard: a shard is missing or damaged.
         """
-        for number in range(len(self.manifest.shards)):
-            shard = self._shard(number)
-            yield Structure(
-                int(self._begins[number]),
-                shard.document_offsets(),
-                shard.sentence_offsets(),
-                shard.member(fmt.WORD_STARTS),
-            )
+        for number, entry in enumerate(self.manifest.shards):
+            first_token = int(self._begins[number])
+            if number not in self._shards and isinstance(self.files, MemberFiles):
+                yield Structure.fetched(first_token, entry, self.files)
+            else:
+                yield Structure.of_shard(first_token, self._shards.get(number))
 
     def document_offsets(self, number: int) -> NDArray[np.int64]:
         """Where each document of one shard starts in it, then its number of tokens, [documents + 1], int64.
@@ -234,7 +206,7 @@ class ShardSet:
         Raises:
             BrokenShard: the shard is missing or damaged.
         """
-        return self._shard(number).document_offsets()
+        return self._shards.get(number).document_offsets()
 
     def origins(self, number: int) -> NDArray[np.uint32]:
         """Of each document of one shard, the number of its source file in the manifest's list, [documents], uint32.
@@ -242,7 +214,7 @@ class ShardSet:
         Raises:
             BrokenShard: the shard is missing or damaged.
         """
-        return self._shard(number).origins()
+        return self._shards.get(number).origins()
 
     def infos(self, number: int) -> Iterator[dict[str, Any]]:
         """What else was stored with each document of one shard, JSON values by name, in the order of the documents.
@@ -250,10 +222,10 @@ class ShardSet:
         Raises:
             BrokenShard: the shard is missing or damaged.
         """
-        return self._shard(number).infos()
+        return self._shards.get(number).infos()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "manifest": self.manifest, "quarantined": self._quarantined}
+        return {"files": self.files, "manifest": self.manifest, "quarantined": self._shards.quarantined}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ShardSet.__init__(self, **state)
@@ -263,7 +235,7 @@ class ShardSet:
         self._checked_range(begin, end)
         found = [np.empty(0, dtype=np.int64)]
         for number, first, last in self._pieces(begin, end):
-            found.append(_between(offsets(self._text(number)), first, last) + self._begins[number])
+            found.append(_between(offsets(self._shards.text(number)), first, last) + self._begins[number])
         return np.concatenate(found)
 
     def _checked_range(self, begin: int, end: int) -> int:
@@ -275,12 +247,12 @@ class ShardSet:
         """Fill `result`, of at least one token, with those from `begin` on."""
         number = int(self._ends.searchsorted(begin, side="right"))
         first = begin - int(self._begins[number])
-        shard = self._text(number)
+        shard = self._shards.text(number)
         while first + result.size > shard.num_tokens:
             filled = shard.num_tokens - first
             result[:filled] = shard.tokens(first, shard.num_tokens)
             number, first, result = number + 1, 0, result[filled:]
-            shard = self._text(number)
+            shard = self._shards.text(number)
         result[:] = shard.tokens(first, first + result.size)
 
     def _pieces(self, begin: int, end: int) -> list[tuple[int, int, int]]:
@@ -294,27 +266,6 @@ class ShardSet:
             begin = last
             number += 1
         return pieces
-
-    def _text(self, number: int) -> OpenShard:
-        """A shard whose tokens may be read."""
-        if number in self._quarantined:
-            name = self.manifest.shards[number].name
-            raise BrokenShard(name, f"shard {name} of {self.location} is in quarantine; repair it, then release it")
-        return self._shard(number)
-
-    def _shard(self, number: int) -> OpenShard:
-        shard = self._open.get(number)
-        if shard is None:
-            entry = self.manifest.shards[number]
-            path = self.files.local_path(entry)
-            shard = OpenShard(path, entry, self.manifest.token_dtype, self._checked.get(number))
-            self._open[number] = shard
-            self._checked[number] = shard.checked
-            if len(self._open) > _MAX_OPEN:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(number)
-        return shard
 
 
 def _between(offsets: NDArray[np.integer], first: int, last: int) -> NDArray[np.integer]:
