@@ -21,8 +21,9 @@ def read_jsonl(file: SourceFile, options: SourceOptions, begin: int, end: int | 
     with opened(file) as stream:
         for line in read_lines(file, stream, begin, end):
             if line.text.strip():
-                record = parse_object(line.text, line.where)
-                document = record_document(record, options, key=f"{file.place}@{line.offset}", where=line.where)
+                where = line.where(file)
+                record = parse_object(line.text, where)
+                document = record_document(record, options, key=f"{file.place}@{line.offset}", where=where)
                 if document:
                     yield document
 
@@ -36,7 +37,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{where}: not valid JSON ({reason}); each line must be one JSON object") from error
+        raise DataError(f"{where}: not valid JSON ({reason}); there must be one JSON object") from error
     if not isinstance(record, dict):
-        raise DataError(f'{where}: not a JSON object; each line must be an object like {{"text": "..."}}')
+        raise DataError(f'{where}: not a JSON object; there must be one like {{"text": "..."}}')
     return record

@@ -19,12 +19,16 @@ class Line(NamedTuple):
     Attributes:
         text: its characters with the line end.
         offset: position of its first byte in the (unpacked) file.
-        where: its place for messages, ``file:line``, or ``file at byte N`` where the lines before were not read.
+        number: of the line, from 1; None where the lines before were not read.
     """
 
     text: str
     offset: int
-    where: str
+    number: int | None
+
+    def where(self, file: SourceFile) -> str:
+        """Its place for messages: ``file:line``, or ``file at byte N``."""
+        return f"{file.place} at byte {self.offset}" if self.number is None else f"{file.place}:{self.number}"
 
 
 def read_lines(file: SourceFile, stream: BinaryIO, begin: int, end: int | None) -> Iterator[Line]:
@@ -38,19 +42,20 @@ def read_lines(file: SourceFile, stream: BinaryIO, begin: int, end: int | None) 
 
     Raises: DataError naming the place of what is damaged or not UTF-8.
     """
-    where, offset, number = file.place, 0, 0
+    last: Line | None = None
     try:
         offset = first_line(stream, begin, end)
+        number = None if begin else 1
         while end is None or offset < end:
             raw = stream.readline()
             if not raw:
                 return
-            number += 1
-            where = f"{file.place} at byte {offset}" if begin else f"{file.place}:{number}"
-            yield Line(_decode(raw, offset, where), offset, where)
+            last = _decode(file, raw, offset, number)
+            yield last
             offset += len(raw)
+            number = number and number + 1
     except DAMAGE as error:
-        raise damaged(f"after {where}" if number else where, error) from error
+        raise damaged(f"after {last.where(file)}" if last else file.place, error) from error
 
 
 def first_line(stream: BinaryIO, begin: int, end: int | None) -> int:
@@ -87,9 +92,10 @@ def follows_text(stream: BinaryIO, line: int) -> bool:
     return False
 
 
-def _decode(raw: bytes, offset: int, where: str) -> str:
+def _decode(file: SourceFile, raw: bytes, offset: int, number: int | None) -> Line:
     try:
         # utf-8-sig drops the byte order mark that some editors put before the first line.
-        return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+        return Line(raw.decode("utf-8-sig" if offset == 0 else "utf-8"), offset, number)
     except UnicodeDecodeError as error:
+        where = Line("", offset, number).where(file)
         raise DataError(f"{where}: not UTF-8 (byte {error.start} of the line); convert the file") from error

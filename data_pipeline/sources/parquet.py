@@ -36,17 +36,21 @@ def read_parquet(file: SourceFile, options: SourceOptions, begin: int, end: int 
     """
     with _table(file) as table:
         columns = _columns(file, table.schema_arrow, options)
-        groups = range(begin, table.num_row_groups if end is None else end)
         row = sum(table.metadata.row_group(group).num_rows for group in range(begin))
-        batches = table.iter_batches(_ROWS, row_groups=list(groups), columns=columns, use_threads=False)
-        for batch in batches:
-            with _failures(f"{file.place}, rows from {row} on"):
-                records = batch.to_pylist()
-            for record in records:
-                document = _document(record, options, f"{file.place}@{row}", f"{file.place}, row {row}")
-                row += 1
-                if document:
-                    yield document
+        for group in range(begin, table.num_row_groups if end is None else end):
+            # One row group at a time: the library fetches all that it is asked for before the first row comes.
+            for records in _batches(table, group, columns, f"{file.place}, row group {group}"):
+                for record in records:
+                    document = _document(record, options, f"{file.place}@{row}", f"{file.place}, row {row}")
+                    row += 1
+                    if document:
+                        yield document
+
+
+def _batches(table: Any, group: int, columns: list[str], where: str) -> Iterator[list[dict[str, Any]]]:
+    with _failures(where):
+        for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            yield batch.to_pylist()
 
 
 def _document(record: dict[str, Any], options: SourceOptions, key: str, where: str) -> Document | None:

@@ -52,11 +52,16 @@ def cut_sources(files: Sequence[SourceFile], options: SourceOptions, piece_bytes
     if piece_bytes < 1:
         raise DataError(f"piece_bytes={piece_bytes} must be at least 1")
 
-    def cut(source: int) -> list[Piece]:
-        return _cut(source, files[source], options, piece_bytes)
-
+    tables = [source for source, file in enumerate(files) if _unit(file, options) == "row groups" and file.bytes]
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        return [piece for pieces in pool.map(cut, range(len(files))) for piece in pieces]
+        row_groups = dict(zip(tables, pool.map(row_group_bytes, (files[source] for source in tables)), strict=True))
+    pieces = []
+    for source, file in enumerate(files):
+        if source in row_groups:
+            pieces += _cut_row_groups(source, row_groups[source], piece_bytes)
+        elif not _is_empty(file):
+            pieces += _cut_bytes(source, file, options, piece_bytes)
+    return pieces
 
 
 def read_piece(files: Sequence[SourceFile], piece: Piece, options: SourceOptions) -> Iterator[Document]:
@@ -99,17 +104,12 @@ def _unit(file: SourceFile, options: SourceOptions) -> str:
 
 
 def _is_empty(file: SourceFile) -> bool:
-    return file.bytes == 0 and file.is_local
+    return file.bytes == 0 and file.ranges
 
 
-def _cut(source: int, file: SourceFile, options: SourceOptions, piece_bytes: int) -> list[Piece]:
-    if _is_empty(file):
-        return []
-    unit = _unit(file, options)
-    if unit == "file":
+def _cut_bytes(source: int, file: SourceFile, options: SourceOptions, piece_bytes: int) -> list[Piece]:
+    if _unit(file, options) == "file":
         return [Piece(source, 0, 1, file.bytes)]
-    if unit == "row groups":
-        return _cut_row_groups(source, row_group_bytes(file), piece_bytes)
     count = -(-file.bytes // piece_bytes)
     bounds = [file.bytes * number // count for number in range(count + 1)]
     return [Piece(source, begin, end, end - begin) for begin, end in pairwise(bounds)]

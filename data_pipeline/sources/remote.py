@@ -180,7 +180,7 @@ def _describe(location: str) -> tuple[int, str, bool]:
     names = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "modified", "created")
     version = next((str(info[name]) for name in names if info.get(name)), "")
     size = int(info.get("size") or 0)
-    return size, version.strip('"'), bool(size) and (not _is_web(location) or _sends_ranges(files, path))
+    return size, version.strip('"'), not _is_web(location) or (size > 0 and _sends_ranges(files, path))
 
 
 def _sends_ranges(files: Any, path: str) -> bool:
@@ -225,7 +225,7 @@ def _failures(location: str) -> Iterator[None]:
 def _failure(location: str, error: Exception) -> DataError:
     place = without_query(location)
     if isinstance(error, ImportError):
-        return DataError(f"cannot read {place}: {error}; run pip install 'ptm-dist[data]' for http(s) and s3")
+        return DataError(f"cannot read {place}: {error}; 'ptm-dist[data]' brings what http(s) and s3 need")
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     reason = "no such file" if isinstance(cause, FileNotFoundError) else str(cause).replace(location, place)
     return DataError(f"cannot read {place}: {reason or type(cause).__name__}; check the address and your access")

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -107,17 +107,12 @@ def _check_size(file: SourceFile, stream: BinaryIO) -> None:
 @contextmanager
 def _unpacked(stored: BinaryIO, file: SourceFile) -> Iterator[BinaryIO]:
     compression = file.encoding.compression
-    if compression == "gz":
-        with gzip.GzipFile(fileobj=stored) as stream:
-            yield cast(BinaryIO, stream)
-    elif compression == "xz":
-        with lzma.LZMAFile(stored) as stream:
-            yield cast(BinaryIO, stream)
-    elif compression == "zst":
-        with io.BufferedReader(_Zstandard(stored), _LOCAL_BLOCK) as stream:
-            yield cast(BinaryIO, stream)
-    else:
+    if compression == "none":
         yield stored
+        return
+    # The buffer finds the ends of lines faster than the unpackers do.
+    with io.BufferedReader(_UNPACKERS[compression](stored), _LOCAL_BLOCK) as stream:
+        yield stream
 
 
 class _Zstandard(io.RawIOBase):
@@ -161,3 +156,10 @@ class _Zstandard(io.RawIOBase):
         if self._frame.eof:
             self._frame = self._library.decompressobj()
         return data
+
+
+_UNPACKERS: dict[str, Callable[[BinaryIO], Any]] = {
+    "gz": lambda stored: gzip.GzipFile(fileobj=stored),
+    "xz": lzma.LZMAFile,
+    "zst": _Zstandard,
+}

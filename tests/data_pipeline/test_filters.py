@@ -214,3 +214,9 @@ def test_band_hashes_are_the_same_on_every_machine():
     )
     assert band_hashes("text", 0.8).dtype == np.uint64
     assert len(band_hashes("text", 0.8)) == datasketch.MinHashLSH(threshold=0.8, num_perm=128).b
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(DataError, match=r"near duplicates need datasketch; run pip install 'ptm-dist\[data\]'"):
+        band_hashes("text", 0.123)

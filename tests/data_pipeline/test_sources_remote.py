@@ -5,6 +5,7 @@ import functools
 import gzip
 import http.server
 import json
+import sys
 import threading
 import urllib.parse
 from contextlib import contextmanager
@@ -282,10 +283,24 @@ def test_an_s3_object_that_was_replaced_is_noticed(folder, bucket):
 def test_any_file_system_of_fsspec_works_and_mixes_with_local_files(folder):
     files = fsspec.filesystem("memory")
     files.pipe("/corpus/b.jsonl", lines(3).encode())
+    files.pipe("/corpus/empty.parquet", b"")
     try:
         found = find_sources(["memory://corpus/*.jsonl", str(folder / "a.jsonl")])
         assert [urllib.parse.urlsplit(file.location).scheme for file in found] == ["", "memory"]
         assert texts_of_pieces("memory://corpus/b.jsonl", 7)[1] == EXPECTED[:3]
+        assert texts_of_pieces("memory://corpus/empty.parquet") == ([], [])
         assert len(list(read_documents(["memory://corpus/*.jsonl", str(folder / "a.jsonl")]))) == 403
     finally:
         files.rm("/corpus", recursive=True)
+
+
+def test_a_missing_library_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(DataError, match=r"cannot read gs://bucket/a\.jsonl: .*gcsfs"):
+        find_sources(["gs://bucket/a.jsonl"])
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(DataError, match=r"cannot read http://localhost/a\.jsonl: .*aiohttp.*ptm-dist\[data\]"):
+        find_sources(["http://localhost/a.jsonl"])
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match=r"a\.parquet: parquet needs pyarrow; run pip install 'ptm-dist\[data\]'"):
+        list(read_documents([str(folder / "a.parquet")]))
