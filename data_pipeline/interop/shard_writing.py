@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.build import tokenize
+from data_pipeline.build.tokens import tokenize_batch
 from data_pipeline.interop.block import TokenBlock
 from data_pipeline.shards import ShardEntry, TokenizedDocument, token_dtype, write_shard
 from data_pipeline.tokenizers import Tokenizer
@@ -79,8 +79,10 @@ class PartWriter:
         return (block.sentences[low:high] - begin).astype(np.int32)
 
     def _found_in_text(self, tokens: NDArray[np.integer]) -> NDArray[np.int32]:
-        again = tokenize(self._tokenizer.decode(tokens.tolist()), self._tokenizer)
-        if np.array_equal(again.tokens, tokens):
+        if tokens.size == 1:
+            return _ONE_SENTENCE
+        (again,) = tokenize_batch([self._tokenizer.decode(tokens.tolist())], self._tokenizer)
+        if again is not None and np.array_equal(again.tokens, tokens):
             return again.sentence_starts
         self.unsplit += 1
         return _ONE_SENTENCE

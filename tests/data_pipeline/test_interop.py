@@ -235,7 +235,8 @@ def test_sentences_are_found_in_the_text_where_it_gives_the_same_ids(tokenizer, 
     ids = tokenizer.encode(text).tolist()
     broken = [token for letter in text for token in tokenizer.encode(letter).tolist()]  # no text encodes like this
     assert not np.array_equal(tokenizer.encode(tokenizer.decode(broken)), broken)
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in (ids, broken)))
+    rows = (ids, broken, [END])
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
     options = ImportOptions(validation_fraction=0, sentences=True)
     summary = import_tokens([tmp_path / "x.jsonl"], "jsonl", tokenizer, tmp_path / "ours", options)
     shards = train_of(tmp_path / "ours")
@@ -243,7 +244,7 @@ def test_sentences_are_found_in_the_text_where_it_gives_the_same_ids(tokenizer, 
     pieces = [tokenizer.decode(ids[begin:end]) for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
     assert pieces == ["One sentence.", " Another one!", " And a third?"]
     assert summary.counts.unsplit == 1
-    assert shards.num_sentences == 4
+    assert shards.num_sentences == 3 + 1 + 1
 
 
 def test_shards_close_with_the_document_that_fills_them_however_blocks_are_cut(tokenizer, texts, tmp_path, monkeypatch):
