@@ -123,12 +123,12 @@ class WeightChangeSection(Section):
 
 
 class DataCacheSection(Section):
-    """Where shards of a URL are kept on each machine."""
+    """What is kept on each machine: shards of URLs, and where samples begin."""
 
     directory: str | None = None
-    """Folder that all ranks of a machine share; left out: ~/.cache/ptm-dist/shards."""
+    """Folder that all ranks of a machine share; left out: ptm-dist in $XDG_CACHE_HOME or ~/.cache."""
     limit_gb: PositiveFloat = 100.0
-    """Gigabytes (10^9 bytes) it may hold; the shards needed latest give way."""
+    """Gigabytes (10^9 bytes) of shards it may hold; those needed latest give way."""
     retries: NonNegativeInt = 5
     """Times that a failed request is repeated, each after a longer pause."""
     timeout_seconds: PositiveFloat = 60.0
@@ -165,7 +165,7 @@ class DataSection(Section):
     broken_limit_ppm: NonNegativeInt = 1000
     """With on_broken=replace, the most tokens (millionths of the data set) that may be replaced."""
     cache: DataCacheSection = DataCacheSection()
-    """Local copies of shards that lie elsewhere."""
+    """Local copies of shards that lie elsewhere, and indexes of samples."""
 
     @property
     def named_sources(self) -> tuple[DataSourceSection, ...]:

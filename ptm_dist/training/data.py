@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class RecipeData:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._cache = cache_directory(recipe)
         self.train = self._open(TRAIN)
         parts = phases(recipe)
         cut = {
@@ -164,11 +166,8 @@ class RecipeData:
 
     def _open(self, part: str) -> dict[str, ShardSet]:
         data = self._recipe.data
-        directory = (
-            Path(data.cache.directory) if data.cache.directory else Path.home() / ".cache" / "ptm-dist" / "shards"
-        )
         cache = CacheOptions(
-            directory,
+            self._cache / "shards",
             round(1e9 * data.cache.limit_gb),
             retries=data.cache.retries,
             timeout_s=data.cache.timeout_seconds,
@@ -206,9 +205,17 @@ class RecipeData:
             seed=self._recipe.training.seed,
             source=source,
             keep_tail=keep_tail,
+            cache=self._cache / "indexes",
         )
 
 
 def _source_key(name: str, phase: Phase) -> str:
     """What masks and pairs of a source depend on: another one in every phase."""
     return name if phase.number == 0 else f"{name}/{phase.number}"
+
+
+def cache_directory(recipe: Recipe) -> Path:
+    """Where a recipe keeps on this machine what it can make or fetch again."""
+    if recipe.data.cache.directory is not None:
+        return Path(recipe.data.cache.directory)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptm-dist"
