@@ -37,14 +37,14 @@ _GRACE_S = 0.2
 class _File:
     """A whole or partial shard in the cache."""
 
-    path: Path
+    path: str
     size: int
     distance: float
     used: float
 
     @property
     def is_partial(self) -> bool:
-        return self.path.name.endswith(_PARTIAL)
+        return self.path.endswith(_PARTIAL)
 
 
 class CacheFolder:
@@ -77,7 +77,7 @@ class CacheFolder:
         """
         partial = path.with_name(path.name + _PARTIAL)
         with self._room():
-            if partial.exists():
+            if partial.exists() and partial.stat().st_size == size:
                 return partial
             files = list(self._files())
             excess = sum(file.size for file in files) + size - self.limit_bytes
@@ -85,8 +85,8 @@ class CacheFolder:
             if victims is None:
                 return None
             for file, lock in victims:
-                journal_of(file.path).unlink(missing_ok=True)
-                file.path.unlink(missing_ok=True)
+                journal_of(Path(file.path)).unlink(missing_ok=True)
+                Path(file.path).unlink(missing_ok=True)
                 counters.add("evictions")
                 if lock:
                     lock.release()
@@ -138,13 +138,15 @@ class CacheFolder:
 
     def _files(self) -> Iterator[_File]:
         uses = next_uses(self.directory / _NEEDS)
-        for path in self.directory.glob("*/*.tar*"):
-            if path.suffix not in (".tar", _PARTIAL):
-                continue
-            with suppress(FileNotFoundError):  # a user may clean up
-                status = path.stat()
-                distance = uses.get(self.name_of(path).removesuffix(_PARTIAL), math.inf)
-                yield _File(path, status.st_size, distance, status.st_atime)
+        # Strings, not paths: a cache may hold thousands of shards, and everybody waits meanwhile.
+        for data_set in os.scandir(self.directory):
+            for file in os.scandir(data_set.path) if data_set.is_dir() else ():
+                name = file.name.removesuffix(_PARTIAL)
+                if name.endswith(".tar"):
+                    with suppress(FileNotFoundError):  # a user may clean up
+                        status = file.stat()
+                        distance = uses.get(f"{data_set.name}/{name}", math.inf)
+                        yield _File(file.path, status.st_size, distance, status.st_atime)
 
     def _victims(self, files: list[_File], excess: int, distance: float) -> list[tuple[_File, FileLock | None]] | None:
         """Files to unlink, farthest next use first, then longest unused; None if they do not make enough room."""
@@ -154,7 +156,7 @@ class CacheFolder:
                 break
             lock = None
             if file.is_partial:
-                lock = FileLock.acquire(lock_of(file.path.with_name(file.path.name.removesuffix(_PARTIAL))), wait=False)
+                lock = FileLock.acquire(lock_of(Path(file.path.removesuffix(_PARTIAL))), wait=False)
                 if lock is None:
                     continue  # somebody is filling it
             elif 0 <= time.time() - file.used < _GRACE_S:

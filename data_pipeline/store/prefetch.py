@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards import ShardEntry
@@ -17,7 +18,8 @@ _LOOK_USES = 4096
 _MAX_USES = 100_000
 """Pairs of step and shard to look ahead; beyond, the next use of a shard counts as far."""
 
-_POLL_S = 0.2
+_POLL_S = 0.5
+"""How soon to look again whether other processes have made room or fetched a shard."""
 
 
 class Prefetcher:
@@ -54,7 +56,7 @@ class Prefetcher:
         self._crash: BaseException | None = None
         self._step = 0
         self._changed = threading.Event()
-        self._closed = False
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shard prefetch", daemon=True)
         self._thread.start()
 
@@ -70,7 +72,7 @@ class Prefetcher:
 
     def close(self) -> None:
         """Stop fetching; what has arrived of a shard is kept."""
-        self._closed = True
+        self._ending.set()
         self._changed.set()
         self._thread.join()
 
@@ -85,10 +87,13 @@ class Prefetcher:
     def _run(self) -> None:
         try:
             with self._files.cache.needs() as needs:
-                while not self._closed:
+                while not self._ending.is_set():
                     self._changed.clear()
                     is_new = self._look_and_tell(needs)
-                    if not self._fetch_one() and not is_new:
+                    outcome = self._fetch_one()
+                    if outcome == "no room":
+                        self._ending.wait(_POLL_S)  # whatever this process does, looking costs the others time
+                    elif outcome is None and not is_new:
                         self._changed.wait(_POLL_S)
         except FetchStoppedError:
             return
@@ -107,19 +112,19 @@ class Prefetcher:
             self._files.announce(needs, horizon.step, horizon.next_uses())
         return is_new
 
-    def _fetch_one(self) -> bool:
-        """Fetch the shard that is needed first of those that are not there; False if there is nothing to do."""
+    def _fetch_one(self) -> Literal["done", "no room"] | None:
+        """Fetch the shard that is needed first of those that are not there; None if there is nothing to do."""
         for shard, entry, distance in self._wanted():
             try:
-                outcome = self._files.fetch_ahead(entry, distance, lambda: self._closed)
+                outcome = self._files.fetch_ahead(entry, distance, self._ending.is_set)
             except DataError as error:
                 self.failures[shard] = error
-                return True
+                return "done"
             if outcome == "fetched":
-                return True
+                return "done"
             if outcome == "no room":
-                return False
-        return False
+                return "no room"
+        return None
 
     def _wanted(self) -> Iterator[tuple[int, ShardEntry, int]]:
         """Shards to hold ready: number, entry, and steps until it is read; soonest first."""

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import threading
 import time
@@ -454,6 +455,27 @@ def test_a_cache_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with web_server(tmp_path / "data") as server, pytest.raises(DataError, match=r"cannot use the cache .*cache: "):
         open_shards(server.url, options(tmp_path))
+
+
+def fetch_with_small_files(files, messages):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        files.local_path(files.manifest.shards[0])
+    except DataError as error:
+        messages.put(str(error))
+
+
+def test_a_disk_that_takes_no_more_is_told_from_a_broken_shard(tmp_path):
+    build(tmp_path / "data")
+    with web_server(tmp_path / "data") as server:
+        files = RemoteFiles(server.url, options(tmp_path))
+        messages = FORK.SimpleQueue()
+        child = FORK.Process(target=fetch_with_small_files, args=(files, messages))
+        child.start()
+        assert messages.get().startswith(f"cannot use the cache {tmp_path / 'cache'}: File too large; free space")
+        child.join()
+        path = files.local_path(files.manifest.shards[0])
+    assert path.read_bytes() == (tmp_path / "data" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("changed", [{"limit_bytes": 0}, {"threads": 0}, {"retries": -1}, {"timeout_s": 0.0}])
