@@ -16,7 +16,8 @@ from data_pipeline.samples import Samples, ShardSamples
 from data_pipeline.samples.joined import JoinedSamples
 from data_pipeline.samples.objectives import ObjectiveOptions, build_samples
 from data_pipeline.shards import ShardSet
-from data_pipeline.store import CacheOptions, CacheStatistics, RemoteFiles, open_shards
+from data_pipeline.shards.files import LocalFiles
+from data_pipeline.store import CacheOptions, CacheStatistics, RemoteFiles, is_remote, open_shards
 from data_pipeline.stream import SampleStream, StreamSource
 from ptm_dist.recipe.phases import Phase, phase_at, phases
 from ptm_dist.recipe.schema import Recipe
@@ -172,7 +173,15 @@ class RecipeData:
             retries=data.cache.retries,
             timeout_s=data.cache.timeout_seconds,
         )
-        return {source.name: open_shards(f"{source.path.rstrip('/')}/{part}", cache) for source in data.named_sources}
+        return {
+            source.name: self._open_part(f"{source.path.rstrip('/')}/{part}", cache) for source in data.named_sources
+        }
+
+    def _open_part(self, location: str, cache: CacheOptions) -> ShardSet:
+        """A missing shard ends the run here, or where it is read if the run may go on without it."""
+        if self._recipe.data.on_broken == "replace" and not is_remote(location):
+            return ShardSet.open(LocalFiles(Path(location)))
+        return open_shards(location, cache)
 
     def _joined(self, phase: Phase) -> Samples:
         parts = [

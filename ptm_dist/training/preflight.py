@@ -128,7 +128,7 @@ def _check_tokenizer(tokenizer: Tokenizer, shards: ShardSet, recipe: Recipe) -> 
     made_by, given = shards.tokenizer.sha256, tokenizer.identity.sha256
     if made_by != given:
         raise DataError(
-            f"the shards in {shards.directory} were made by another tokenizer ({made_by[:12]}) than "
+            f"the shards in {shards.location} were made by another tokenizer ({made_by[:12]}) than "
             f"{recipe.data.tokenizer} ({given[:12]}); point data.tokenizer to that one, or build the shards again"
         )
 

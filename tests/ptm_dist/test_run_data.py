@@ -126,6 +126,15 @@ def test_all_ranks_go_on_without_a_broken_shard_and_remember_it(folder):
     assert latest(split.directory / "checkpoints").manifest.quarantine == (("books", name),)
 
 
+def test_a_missing_shard_is_replaced_too(folder):
+    (folder / "books" / "train" / "shard-2.tar").unlink()
+    recipe = mixed(folder, "run", REPLACE)
+    run_alone(recipe)
+    assert "is missing" in events(recipe, "quarantine")[0]["problem"]
+    with pytest.raises(DataError, match="is missing"):
+        run_alone(mixed(folder, "other"))
+
+
 def test_a_broken_shard_ends_a_run_that_may_not_replace_it(folder):
     name = damage(folder / "books" / "train")
     with pytest.raises(DataError, match=f"{name} is damaged"):
