@@ -62,5 +62,9 @@ class Damage:
         """Bytes [begin, end) of a shard file, data of `member`, that do not have their hash."""
         return cls.of_bytes(file, f"member {key}.{member}", member, begin, end, "not the data with the stored hash")
 
+    def range_of(self, size: int) -> tuple[int, int]:
+        """The bytes [begin, end) of a file of `size` bytes that are concerned: all, if none can be named."""
+        return (0, size) if self.begin is None or self.end is None else (self.begin, self.end)
+
     def __str__(self) -> str:
         return self.message

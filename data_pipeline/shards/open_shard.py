@@ -37,6 +37,7 @@ class OpenShard:
     """The arrays of a shard, read where they lie.
 
     Attributes:
+        path: of the file.
         num_tokens: how many it holds.
         checked: what was found whole so far; give it to the next map of the same shard.
 
@@ -57,7 +58,7 @@ class OpenShard:
         dtype: np.dtype[np.unsignedinteger],
         checked: CheckedBlocks | None = None,
     ) -> None:
-        self._path = path
+        self.path = path
         self._entry = entry
         self.num_tokens = entry.tokens
         self._bytes, file = _map(path, entry)
@@ -147,7 +148,7 @@ class OpenShard:
         """The error of the bytes [begin, begin + size) of a member, as far as it has them."""
         place = self._entry.members[name]
         end = min(begin + size, place.size)
-        damage = Damage.of_member(str(self._path), self._entry.key, name, place.offset + begin, place.offset + end)
+        damage = Damage.of_member(str(self.path), self._entry.key, name, place.offset + begin, place.offset + end)
         return BrokenShard(self._entry.name, str(damage))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from pathlib import Path
 
 from data_pipeline.shards.errors import BrokenShard
 from data_pipeline.shards.files import ShardFiles
@@ -27,6 +28,7 @@ class OpenShards:
         self._manifest = manifest
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._checked: dict[int, CheckedBlocks] = {}
+        self._folder_changed = 0
 
     def __contains__(self, number: int) -> bool:
         return number in self._open
@@ -50,9 +52,7 @@ class OpenShards:
         """
         shard = self._open.get(number)
         if shard is None:
-            entry = self._manifest.shards[number]
-            path = self._files.local_path(entry)
-            shard = OpenShard(path, entry, self._manifest.token_dtype, self._checked.get(number))
+            shard = self._mapped(number)
             self._open[number] = shard
             self._checked[number] = shard.checked
             if len(self._open) > _MAX_OPEN:
@@ -60,3 +60,22 @@ class OpenShards:
         else:
             self._open.move_to_end(number)
         return shard
+
+    def _mapped(self, number: int) -> OpenShard:
+        entry = self._manifest.shards[number]
+        while True:
+            path = self._files.local_path(entry)
+            self._drop_evicted(path.parent)
+            try:
+                return OpenShard(path, entry, self._manifest.token_dtype, self._checked.get(number))
+            except BrokenShard:
+                if path.exists():
+                    raise  # otherwise it was evicted before it was mapped
+
+    def _drop_evicted(self, folder: Path) -> None:
+        """Unmap files that are gone: a cache gets their room back only then."""
+        changed = folder.stat().st_mtime_ns
+        if changed != self._folder_changed:
+            self._folder_changed = changed
+            for number in [number for number, shard in self._open.items() if not shard.path.exists()]:
+                del self._open[number]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import xxhash
 
-from data_pipeline.shards.errors import BrokenShard
+from data_pipeline.shards.errors import BrokenShard, Damage
 from data_pipeline.shards.manifest import ShardEntry
+from data_pipeline.shards.verify_shard import damaged_bytes
 from data_pipeline.store.counters import Counters
-from data_pipeline.store.damage import Damage, damages
 from data_pipeline.store.options import CacheOptions
 from data_pipeline.store.partial import PartialFile
 from data_pipeline.store.transport import Answer, FetchError, Transport
@@ -74,9 +74,9 @@ class Fetcher:
                     self._counters.add("refetches")
                     _pause(self._backoff(attempt), stop)
                 for damage in found:
-                    partial.forget(damage.begin, damage.end)
+                    partial.forget(*damage.range_of(entry.bytes))
                 self._complete(entry, partial, attempt > 0, stop)
-                found = damages(path, entry)
+                found = damaged_bytes(path, entry)
                 if not found:
                     partial.sync()
                     self._counters.add("fetched_shards")
