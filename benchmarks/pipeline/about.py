@@ -14,7 +14,8 @@ Samples of 1,024 tokens in random order, in batches of 16 as int64 inputs and la
 same tokens for all. Ours checks every block against its hash when it is first read, the others check nothing.
 webdataset shuffles within a buffer of 4,096 samples and repeats some; litdata shuffles within a chunk at a time. For
 files not in the page cache, they were dropped by fsync and POSIX_FADV_DONTNEED before each run. The rate is that of all
-batches after the first; the time to the first, libraries' imports left out, has its own column.
+batches after the first; the time to the first, libraries' imports left out, has its own column. The processor time of
+the process that reads is, without workers, the whole cost of a sample; with workers, what remains for the trainer.
 """,
     "mask": """# Masking
 
@@ -26,9 +27,9 @@ pieces, as it knows words in WordPiece vocabularies only.
     "resume": """# Finding a step
 
 From the number of a step in the middle of an epoch to the 1,024 samples of its batch: order alone, as no such data
-exist here. megatron-core builds its arrays once for a data set and a number of steps, and maps them from files afterwards;
-mosaicml-streaming arranges the epoch anew at each start and each epoch. Peers were not run where there is no figure;
-nothing is extrapolated. Memory is what the process's peak grew by.
+exist here. megatron-core builds its arrays once for a data set and a number of steps, and maps them from files
+afterwards; mosaicml-streaming arranges the epoch anew at each start and each epoch. Peers were not run where there is
+no figure; nothing is extrapolated. Memory is what the process's peak grew by.
 """,
     "stream": """# Streaming
 

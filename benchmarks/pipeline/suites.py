@@ -20,6 +20,7 @@ RATE = 1_000_000
 DELAY_S = 0.05
 """From a request to the first byte of the answer."""
 BLOCK_SHARDS = 4
+_FURTHER = (("first_batch_s", "first batch, s", 1.0), ("cpu_us", "CPU of this process, us/sample", 1.0))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read(workload: Workload, rounds: int, sizes: Sizes) -> list[Table]:
                 _reader(workload, sizes, "webdataset, resampled, buffer of 4,096", "webdataset_tars", workers, cold),
             ]
             title = f"{workers} workers, files {'not in' if cold else 'in'} the page cache"
-            further = [("samples_per_s", "million tokens/s", SEQUENCE / 1e6), ("first_batch_s", "first batch, s", 1.0)]
+            further = [("samples_per_s", "million tokens/s", SEQUENCE / 1e6), *_FURTHER]
             tables.append(Table(title, interleave(candidates, rounds), "samples_per_s", "samples/s", further=further))
     return tables
 
@@ -138,7 +139,7 @@ def mask(workload: Workload, rounds: int, sizes: Sizes) -> list[Table]:
                 words = "single tokens" if unit == "token" else "n-grams of up to 3 words"
                 title = f"{words}, {MASK_BATCH} x {sequence}, {workers} workers"
                 outcomes = interleave(candidates, rounds)
-                further = [("samples_per_s", "samples/s", 1.0), ("first_batch_s", "first batch, s", 1.0)]
+                further = [("samples_per_s", "samples/s", 1.0), *_FURTHER]
                 tables.append(
                     Table(title, outcomes, "samples_per_s", "batches/s", scale=1 / MASK_BATCH, further=further)
                 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core.datasets.bert_dataset import BERTMaskedWordPieceDataset, BERTMaskedWordPieceDatasetConfig
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -63,8 +64,6 @@ def prepare(plain: str, out: str) -> Figures:
         bert.add_document(data.tokens[begin:end], lengths[starts[number] : starts[number + 1]].tolist())
     gpt.finalize(f"{out}/gpt.idx")
     bert.finalize(f"{out}/bert.idx")
-    for sequence in (128, 512):
-        _bert(out, plain, sequence, 0, "token")
     return {"samples": len(_gpt(out, plain, 1024, None))}
 
 
@@ -108,6 +107,9 @@ def read(data: str, plain: str, sequence: int, batch: int, batches: int, workers
 
 
 def _bert(data: str, plain: str, sequence: int, samples: int, unit: str) -> BERTMaskedWordPieceDataset:
+    if not dist.is_initialized():
+        # Its index of sentences asks for the rank.
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     config = BERTMaskedWordPieceDatasetConfig(
         random_seed=1,
         sequence_length=sequence,
@@ -124,14 +126,14 @@ def _bert(data: str, plain: str, sequence: int, samples: int, unit: str) -> BERT
         masking_use_geometric_distribution=False,
         classification_head=False,
     )
-    return BlendedMegatronDatasetBuilder(
-        BERTMaskedWordPieceDataset, [samples or None, 0, 0], lambda: True, config
-    ).build()[0]
+    return BlendedMegatronDatasetBuilder(BERTMaskedWordPieceDataset, [samples, 0, 0], lambda: True, config).build()[0]
 
 
 def mask(data: str, plain: str, sequence: int, batch: int, batches: int, workers: int, unit: str) -> Figures:
-    """Whole sentences of one document, masked with a seed of the sample; no pairs."""
-    return time_reading(lambda: _loader(_bert(data, plain, sequence, 0, unit), batch, workers), batches, batch)
+    """Whole sentences of one document, masked with a seed of the sample; no pairs. Indexes as for reading."""
+    return time_reading(
+        lambda: _loader(_bert(data, plain, sequence, batches * batch, unit), batch, workers), batches, batch
+    )
 
 
 def resume(samples: int, batch: int) -> Figures:

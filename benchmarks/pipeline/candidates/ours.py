@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.pipeline.candidates.plain import Figures, PlainTokens, peak_memory_mib, time_consuming, time_reading
-from data_pipeline.build import build_shards
+from data_pipeline.build import BuildOptions, LocalTeam, build_shards
 from data_pipeline.loader import StepBatch, training_batches
 from data_pipeline.order import SampleOrder
 from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import Samples
 from data_pipeline.samples.objectives import ObjectiveOptions, build_samples
 from data_pipeline.shards import ShardSet
-from data_pipeline.store import CacheOptions, Prefetcher, RemoteFiles
-from data_pipeline.stream import SampleStream
+from data_pipeline.store import CacheOptions, open_shards
+from data_pipeline.stream import SampleStream, StreamSource
 from data_pipeline.tokenizers import load_tokenizer
 
 
-def build(files: list[str], tokenizer: str, out: str, workers: int, shard_bytes: int = 64 << 20) -> Figures:
-    """The whole build: split, sentences, words and block hashes included."""
+def build(files: list[str], tokenizer: str, out: str, workers: int, shard_bytes: int = 3 << 20) -> Figures:
+    """The whole build: split, sentences, words and block hashes included; a worker at a time makes a shard."""
     loaded = load_tokenizer(Path(tokenizer))
     start = time.perf_counter()
-    summary = build_shards(
-        files,
-        tokenizer=loaded,
-        tokenizer_folder=Path(tokenizer),
-        out=Path(out),
-        workers=workers,
-        shard_bytes=shard_bytes,
-    )
+    options, team = BuildOptions(shard_bytes=shard_bytes), LocalTeam(workers)
+    summary = build_shards(files, tokenizer=loaded, out=Path(out), options=options, team=team)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "tokens": summary.train.tokens + summary.validation.tokens}
 
@@ -57,9 +51,11 @@ def _samples(shards: ShardSet, sequence: int, **objective: Any) -> Samples:
     return build_samples(shards, ObjectiveOptions(**objective), sequence, 0, "train", False)
 
 
-def _batches(samples: Samples, order: SampleOrder, batch: int, steps: int, workers: int) -> Iterator[StepBatch]:
+def _batches(
+    shards: ShardSet, samples: Samples, order: SampleOrder, batch: int, steps: int, workers: int
+) -> Iterator[StepBatch]:
     return training_batches(
-        SampleStream.single(samples, order),
+        SampleStream([StreamSource("train", samples, order, shards=shards)]),
         sizes=BatchSizes(batch),
         start_step=0,
         stop_step=steps,
@@ -69,27 +65,21 @@ def _batches(samples: Samples, order: SampleOrder, batch: int, steps: int, worke
     )
 
 
-def _shuffled(samples: Samples, batch: int, steps: int, workers: int) -> Iterator[StepBatch]:
-    return _batches(samples, SampleOrder(len(samples), 0, "train", "global"), batch, steps, workers)
+def _shuffled(data: str, sequence: int, batch: int, steps: int, workers: int, **objective: Any) -> Iterator[StepBatch]:
+    shards = ShardSet.open(Path(data))
+    samples = _samples(shards, sequence, **objective)
+    return _batches(shards, samples, SampleOrder(len(samples), 0, "train", "global"), batch, steps, workers)
 
 
 def read(data: str, sequence: int, batch: int, batches: int, workers: int) -> Figures:
     """Global shuffle of causal samples; what is read is verified against the hashes the first time."""
-
-    def open_loader() -> Iterable[StepBatch]:
-        return _shuffled(_samples(ShardSet.open(Path(data)), sequence, kind="causal"), batch, batches, workers)
-
-    return time_reading(open_loader, batches, batch)
+    return time_reading(lambda: _shuffled(data, sequence, batch, batches, workers, kind="causal"), batches, batch)
 
 
 def mask(data: str, sequence: int, batch: int, batches: int, workers: int, unit: str) -> Figures:
-    """Full sentences, masked anew in every epoch."""
-
-    def open_loader() -> Iterable[StepBatch]:
-        samples = _samples(ShardSet.open(Path(data)), sequence, kind="mlm", mask_unit=unit, max_ngram=3)
-        return _shuffled(samples, batch, batches, workers)
-
-    return time_reading(open_loader, batches, batch)
+    """Full sentences, masked anew in every epoch; the index of the sentences is built at each start."""
+    objective = {"kind": "mlm", "mask_unit": unit, "max_ngram": 3}
+    return time_reading(lambda: _shuffled(data, sequence, batch, batches, workers, **objective), batches, batch)
 
 
 def stream(url: str, sequence: int, batch: int, batches: int, interval_s: float, workers: int, block: int) -> Figures:
@@ -97,24 +87,14 @@ def stream(url: str, sequence: int, batch: int, batches: int, interval_s: float,
     with tempfile.TemporaryDirectory() as cache:
 
         def open_loader() -> Iterator[StepBatch]:
-            files = RemoteFiles(url, CacheOptions(Path(cache), limit_bytes=1 << 30))
-            shards = ShardSet.open(files)
+            shards = open_shards(url, CacheOptions(Path(cache), limit_bytes=1 << 30))
             samples = _samples(shards, sequence, kind="causal")
             ends = np.cumsum([shard.tokens for shard in shards.manifest.shards])
             cells = np.append(samples.samples_before(np.append(0, ends[:-1])), len(samples))
             order = SampleOrder(len(samples), 0, "train", "block", cells=cells, block_cells=block)
-            with Prefetcher(files, _future(samples, order, batch, batches)) as prefetcher:
-                for one in _batches(samples, order, batch, batches, workers):
-                    prefetcher.advance(one.step)
-                    yield one
+            return _batches(shards, samples, order, batch, batches, workers)
 
         return time_consuming(open_loader, batches, interval_s)
-
-
-def _future(samples: Samples, order: SampleOrder, batch: int, batches: int) -> Iterator[tuple[int, list[int]]]:
-    for step in range(batches):
-        rows = samples.shards_of(*order.picks(step * batch, (step + 1) * batch))
-        yield step, sorted({shard for row in rows for shard in row})
 
 
 def resume(samples: int, batch: int) -> Figures:
