@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +13,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.interop.block import BLOCK_TOKENS, TokenBlock, offsets_of
 from data_pipeline.interop.files import Files
 from data_pipeline.interop.options import Reading, Writing
+from data_pipeline.sources import find_sources
+from data_pipeline.sources.streams import opened
+from data_pipeline.sources.streams import reading as reading_of
 
 COLUMN = "input_ids"
 
@@ -37,18 +37,16 @@ def read(path: Path, reading: Reading) -> Iterator[TokenBlock]:
     column = reading.column or COLUMN
     rows: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     tokens = 0
-    try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.isspace():
-                    continue
-                rows.append(_ids(line, column, f"{path}:{number}"))
-                tokens += rows[-1].size
-                if tokens >= BLOCK_TOKENS:
-                    yield _block(rows)
-                    rows, tokens = [], 0
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    (file,) = find_sources([str(path)])
+    with opened(file) as stream, reading_of(file):
+        for number, line in enumerate(stream, start=1):
+            if line.isspace():
+                continue
+            rows.append(_ids(line, column, f"{path}:{number}"))
+            tokens += rows[-1].size
+            if tokens >= BLOCK_TOKENS:
+                yield _block(rows)
+                rows, tokens = [], 0
     if rows:
         yield _block(rows)
 
@@ -95,16 +93,3 @@ def _ids(line: bytes, column: str, where: str) -> np.ndarray[Any, np.dtype[np.in
 
 def _block(rows: list[np.ndarray[Any, np.dtype[np.int64]]]) -> TokenBlock:
     return TokenBlock(np.concatenate(rows), offsets_of(np.array([row.size for row in rows], dtype=np.int64)))
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
-    if path.suffix == ".xz":
-        return lzma.open(path)
-    if path.suffix == ".zst":
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader)
-    return path.open("rb")

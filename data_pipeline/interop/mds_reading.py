@@ -6,7 +6,7 @@ import bz2
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.interop import mds
 from data_pipeline.interop.block import TokenBlock, cut, offsets_of
 from data_pipeline.interop.options import Reading
+from data_pipeline.sources.streams import DAMAGE, damaged
 
 _BYTES_DTYPE = np.dtype("<i8")
 """What a column of encoding ``bytes`` holds unless the user says otherwise: LLM Foundry writes int64."""
@@ -69,7 +70,7 @@ def _raw(folder: Path, shard: dict[str, Any]) -> bytes:
     """The bytes of a shard, found whole and unpacked."""
     raw, packed = shard["raw_data"], shard.get("zip_data")
     stored = raw if packed is None or (folder / raw["basename"]).is_file() else packed
-    path = folder / stored["basename"]
+    path: Path = folder / stored["basename"]
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -80,7 +81,13 @@ def _raw(folder: Path, shard: dict[str, Any]) -> bytes:
         found = _hash(algorithm, data)
         if found is not None and found != expected:
             raise DataError(f"{path} is damaged: its {algorithm} is {found}, {expected} expected; copy it again")
-    return data if stored is raw else _unpack(path, data)
+    if stored is packed:
+        data = _unpack(path, data)
+        if len(data) != raw["bytes"]:
+            raise DataError(
+                f"{path} is damaged: it unpacks to {len(data)} bytes, {raw['bytes']} expected; copy it again"
+            )
+    return data
 
 
 def _hash(algorithm: str, data: bytes) -> str | None:
@@ -93,15 +100,19 @@ def _hash(algorithm: str, data: bytes) -> str | None:
 
 
 def _unpack(path: Path, data: bytes) -> bytes:
-    if path.suffix == ".gz":
-        return gzip.decompress(data)
-    if path.suffix == ".bz2":
-        return bz2.decompress(data)
-    if path.suffix == ".zstd":
-        import zstandard
+    import zstandard
 
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    raise DataError(f"{path} is packed by a method that is not known here; unpack it first, or write it with zstd")
+    methods: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.decompress,
+        ".bz2": bz2.decompress,
+        ".zstd": lambda packed: zstandard.ZstdDecompressor().decompressobj().decompress(packed),
+    }
+    if path.suffix not in methods:
+        raise DataError(f"{path} is packed by a method that is not known here; unpack it first, or write it with zstd")
+    try:
+        return methods[path.suffix](data)
+    except (*DAMAGE, ValueError, zstandard.ZstdError) as error:
+        raise damaged(str(path), error) from error
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ class _Layout:
         at = names.index(column)
         kind, _, rest = shard["column_encodings"][at].partition(":")
         dtype, _, shape = rest.partition(":")
-        if kind not in {"bytes", "ndarray", "json"} or "float" in dtype or "," in shape:
+        if kind not in {"bytes", "ndarray", "json"} or dtype not in {"", *mds.VALUE_TYPES.values()} or "," in shape:
             raise DataError(
                 f"{path}: column {column!r} has the encoding {shard['column_encodings'][at]!r}, which holds no row of "
                 "token ids; name another one with --column"

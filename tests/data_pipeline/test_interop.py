@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import struct
 
 import numpy as np
@@ -318,6 +320,29 @@ def test_packed_mds_is_unpacked_and_its_hashes_are_checked(tokenizer, tmp_path, 
     path.write_bytes(data)
     with pytest.raises(DataError, match="is damaged: its sha1 is"):
         import_tokens([folder], "mds", tokenizer, tmp_path / "other", options)
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zstd", zstandard.compress)]
+)
+def test_packed_mds_that_is_cut_short_is_refused_even_without_hashes(tokenizer, tmp_path, ending, pack):
+    folder = packed_mds(tmp_path, ending, lambda data: pack(data)[:-3])
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["zip_data"]["hashes"] = {}
+    (folder / "index.json").write_text(json.dumps(index))
+    options = ImportOptions(validation_fraction=0, column="x", dtype="uint16")
+    with pytest.raises(DataError, match=rf"shard.00000.mds.{ending}.* damaged"):
+        import_tokens([folder], "mds", tokenizer, tmp_path / "ours", options)
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.compress)]
+)
+def test_packed_json_that_is_cut_short_is_refused(tokenizer, tmp_path, ending, pack):
+    data = pack(b'{"input_ids": [10, 11]}\n' * 1000)
+    (tmp_path / f"x.jsonl{ending}").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=rf"x.jsonl{ending}.* damaged"):
+        import_tokens([tmp_path / f"x.jsonl{ending}"], "jsonl", tokenizer, tmp_path / "ours", ALL)
 
 
 def test_parquet_is_read_by_pyarrow_with_the_text_of_each_document(imported, tokenizer, tmp_path):
