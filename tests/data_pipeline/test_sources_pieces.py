@@ -62,18 +62,19 @@ def test_pieces_of_any_json_lines_hold_each_document_once(tmp_path_factory, cont
     assert [document.text for document in whole] == [text for text in lines if text.strip()]
 
 
-@pytest.mark.parametrize("size", [4095, 4096, 4097, 8191, 8192, 9000])
+@pytest.mark.parametrize("size", [4094, 4095, 4096, 4097, 8191, 8192, 9000])
 @pytest.mark.parametrize("fill", [" ", "\u3000", "中"])
-def test_a_cut_after_a_long_line_knows_whether_the_line_was_blank(tmp_path, size, fill):
-    line = fill * (size // len(fill.encode()))
+@pytest.mark.parametrize("first", ["", "中"])
+def test_a_cut_after_a_long_line_knows_whether_the_line_was_blank(tmp_path, size, fill, first):
+    line = first + fill * (size // len(fill.encode()))
     content = f"one\n{line}\ntwo\nthree\n".encode()
     begin = content.index(b"two")
-    for first in (begin - 1, begin, begin + 1):
+    for cut in (begin - 1, begin, begin + 1):
         path = tmp_path / "a.txt"
         path.write_bytes(content)
         sources = find_sources([str(path)])
         options = SourceOptions()
-        halves = Piece(0, 0, first, first), Piece(0, first, len(content), len(content) - first)
+        halves = Piece(0, 0, cut, cut), Piece(0, cut, len(content), len(content) - cut)
         found = [document for piece in halves for document in read_piece(sources, piece, options)]
         expected = list(read_documents([str(path)], options))
         assert found == expected
