@@ -8,10 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
@@ -19,7 +16,6 @@ from typing import Any, TypeVar
 from data_pipeline.errors import DataError
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Note = Callable[[Any], None]
 """Tells the process that gave the work how far it is; the value must be picklable."""
 
@@ -58,52 +54,6 @@ def run_on_processes(
             process.join()
             connection.close()
         lifeline.close()
-
-
-def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Generator[Result, None, None]:
-    """Apply a function to items on ``workers`` processes; results come in the order of the items.
-
-    At most ``workers + 1`` items are under way. One worker means this process. When the iterator is closed early or
-    this process dies, even by SIGKILL, the workers end at once.
-
-    Args:
-        function: picklable, like the items and the results.
-        items: read on as results are taken.
-        workers: processes, started by ``spawn``.
-
-    Raises: what ``function`` raises; DataError if a worker is killed.
-    """
-    if workers == 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")
-    lifeline, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_tie_to, initargs=(lifeline,))
-    try:
-        yield from _submit_all(pool, function, items, workers + 1)
-    except BrokenProcessPool as error:
-        raise DataError(_KILLED) from error
-    except BaseException:
-        held.close()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        held.close()
-        lifeline.close()
-
-
-def _submit_all(
-    pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    running: deque[Future[Result]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) >= ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 def _hand_out(crew: list[Connection], items: Iterator[Item], on_note: Note) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_pipeline.build.duplicates import Duplicates
 from data_pipeline.build.plan import Plan
 from data_pipeline.build.reading import ChunkReader, StepNotes
-from data_pipeline.build.tokens import tokenize_batch
+from data_pipeline.build.tokens import one_thread, tokenize_batch
 from data_pipeline.processes import Note
 from data_pipeline.shards import ShardEntry, TokenizedDocument, token_dtype, write_shard
 from data_pipeline.sources import Document
@@ -69,13 +69,16 @@ class BuildChunk:
         left_out: Counter[str] = Counter()
         for batch in _batches(self._unique(reader, chunk, left_out)):
             texts = [document.text for _, document in batch]
-            for (source, document), tokens in zip(batch, tokenize_batch(texts, self.tokenizer), strict=True):
+            with one_thread():
+                encoded = tokenize_batch(texts, self.tokenizer)
+            for (source, document), tokens in zip(batch, encoded, strict=True):
                 if tokens is None:
                     left_out["no_tokens"] += 1
                     continue
                 side: Side = "validation" if split.is_validation(document.text) else "train"
                 size = len(document.text.encode())
-                open_shards[side].add(replace(tokens, origin=source, info=document.info or None), size)
+                places = tokens.tokens, tokens.sentence_starts, tokens.word_starts
+                open_shards[side].add(TokenizedDocument(*places, source, document.info or None), size)
                 notes.add(documents=1, text_bytes=size, tokens=tokens.tokens.size)
         shards = {side: shard.closed() for side, shard in open_shards.items()}
         notes.finish()
@@ -103,8 +106,7 @@ class _OpenShard:
 
     def add(self, document: TokenizedDocument, text_bytes: int) -> None:
         """Take one document; a shard is written when there is enough text."""
-        # In the type in which they are stored: a shard of text is held here.
-        self._documents.append(replace(document, tokens=document.tokens.astype(self._dtype)))
+        self._documents.append(document)
         self._text_bytes += text_bytes
         if self._text_bytes >= self._limit:
             self._write()

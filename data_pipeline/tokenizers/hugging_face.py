@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.shards import TokenizerIdentity
-from data_pipeline.tokenizers.protocol import Ids
+from data_pipeline.tokenizers.protocol import Ids, byte_positions
 from data_pipeline.tokenizers.sentence_piece import piece_bytes
 from data_pipeline.words import PieceTable
 
@@ -47,7 +47,10 @@ class HuggingFaceTokenizer:
         self._byte_level = _is_byte_level(settings)
         self._unknown = special_ids.get("unknown", -1)
         self._special = special - {self._unknown}
-        self._never = np.array(sorted(self._special), dtype=np.int64)
+        self._splits_sentences = _splits_sentences(settings)
+        # An imported unigram or word-level model may hold the names of special tokens as pieces: they have no text.
+        self._is_ordinary = np.ones(self._size, dtype=np.bool_)
+        self._is_ordinary[sorted(self._special)] = False
 
     def __reduce__(self) -> tuple[type[HuggingFaceTokenizer], tuple[bytes, dict[str, int]]]:
         return HuggingFaceTokenizer, (self.model, self._special_ids)
@@ -90,6 +93,50 @@ class HuggingFaceTokenizer:
             return ids, np.cumsum(lengths) - lengths
         return ids, np.maximum.accumulate(width[characters])
 
+    def encode_sentences(self, texts: Sequence[str], sentences: Sequence[Sequence[int]]) -> list[tuple[Ids, Ids]]:
+        """Ids of texts, and for each sentence the number of tokens before it; see ``Tokenizer``.
+
+        The library takes as long again to find offsets, so they are asked for only where nothing else tells.
+        """
+        result = None
+        if self._splits_sentences:
+            result = self._encode_parts(texts, sentences)
+        elif self._byte_level:
+            result = self._encode_lossless(texts, sentences)
+        return result or [
+            (ids, np.searchsorted(begins, byte_positions(text, starts)))
+            for text, starts, (ids, begins) in zip(texts, sentences, map(self.encode_with_offsets, texts), strict=True)
+        ]
+
+    def _encode_parts(self, texts: Sequence[str], sentences: Sequence[Sequence[int]]) -> list[tuple[Ids, Ids]] | None:
+        """Sentence by sentence, for models that have a word end where a sentence begins anyway."""
+        spans = ((text, pairwise([*starts, len(text)])) for text, starts in zip(texts, sentences, strict=True))
+        parts = [text[begin:end] for text, bounds in spans for begin, end in bounds]
+        encoded = [encoding.ids for encoding in self._library.encode_batch_fast(parts, add_special_tokens=False)]
+        ids = np.fromiter(chain.from_iterable(encoded), dtype=np.int64)
+        if not self._ordinary(ids).all():
+            return None
+        before = np.concatenate([[0], np.cumsum([len(part) for part in encoded], dtype=np.int64)])
+        bounds = np.concatenate([[0], np.cumsum([len(starts) for starts in sentences], dtype=np.int64)])
+        return [
+            (ids[before[first] : before[last]], before[first:last] - before[first]) for first, last in pairwise(bounds)
+        ]
+
+    def _encode_lossless(
+        self, texts: Sequence[str], sentences: Sequence[Sequence[int]]
+    ) -> list[tuple[Ids, Ids]] | None:
+        """With the lengths of the pieces for offsets, where they add up to the text."""
+        result = []
+        encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        for text, starts, encoding in zip(texts, sentences, encoded, strict=True):
+            ids = np.array(encoding.ids, dtype=np.int64)
+            ids = ids[self._ordinary(ids)]
+            lengths = self._pieces.lengths[ids]
+            if lengths.sum() != len(text.encode()):
+                return None
+            result.append((ids, np.searchsorted(np.cumsum(lengths) - lengths, byte_positions(text, starts))))
+        return result
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special ids have none, ids out of range and bytes that are not UTF-8 become U+FFFD."""
         text = []
@@ -103,8 +150,7 @@ class HuggingFaceTokenizer:
         return self._pieces.word_starts(ids)
 
     def _ordinary(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        # An imported unigram or word-level model may hold the names of special tokens as pieces: they have no text.
-        return ~np.isin(ids, self._never)
+        return self._is_ordinary[ids]
 
 
 def _texts(
@@ -140,6 +186,14 @@ def _spelling(settings: dict[str, Any]) -> Callable[[str], bytes]:
 def _is_byte_level(settings: dict[str, Any]) -> bool:
     step = settings.get("pre_tokenizer") or {}
     return any(part["type"] == "ByteLevel" for part in step.get("pretokenizers", [step] if step else []))
+
+
+def _splits_sentences(settings: dict[str, Any]) -> bool:
+    """Whether words end at all white space and punctuation, as BERT's do, and so wherever a sentence begins."""
+    steps = settings.get("normalizer"), settings.get("pre_tokenizer")
+    kinds = [step["type"] if step else None for step in steps]
+    plain = all(entry["special"] for entry in settings.get("added_tokens", []))
+    return plain and settings["model"].get("type") == "WordPiece" and kinds == ["BertNormalizer", "BertPreTokenizer"]
 
 
 def _byte_level_codes() -> dict[str, int]:

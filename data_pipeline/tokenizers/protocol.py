@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,14 @@ import numpy.typing as npt
 from data_pipeline.shards import TokenizerIdentity
 
 Ids = npt.NDArray[np.int64]
+
+
+def byte_positions(text: str, characters: Sequence[int]) -> Ids:
+    """The bytes of the UTF-8 text at which characters begin; these ascend, [characters]."""
+    if text.isascii():
+        return np.array(characters, dtype=np.int64)
+    widths = [len(text[begin:end].encode()) for begin, end in pairwise([0, *characters])]
+    return np.cumsum(widths, dtype=np.int64)
 
 
 class Tokenizer(Protocol):
@@ -41,6 +50,15 @@ class Tokenizer(Protocol):
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, Ids]:
         """Ids of a text and, for each, the byte of the UTF-8 text at which it starts; both [tokens]."""
+        ...
+
+    def encode_sentences(self, texts: Sequence[str], sentences: Sequence[Sequence[int]]) -> list[tuple[Ids, Ids]]:
+        """Ids of texts, [tokens], and for each sentence the number of tokens that begin before it, [sentences].
+
+        Args:
+            texts: encoded together, which is faster.
+            sentences: characters of each text at which its sentences begin, see ``words.sentence_starts``.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.shards import TokenizerIdentity
-from data_pipeline.tokenizers.protocol import Ids
+from data_pipeline.tokenizers.protocol import Ids, byte_positions
 from data_pipeline.words import PieceTable
 
 SPACE_MARKER = "\u2581"
@@ -89,6 +89,14 @@ class SentencePieceTokenizer:
         """Ids of a text and the UTF-8 byte at which each starts; both [tokens], int64."""
         ids = self.encode(text)
         return ids, np.cumsum(self._pieces.lengths[ids]) - self._pieces.lengths[ids]
+
+    def encode_sentences(self, texts: Sequence[str], sentences: Sequence[Sequence[int]]) -> list[tuple[Ids, Ids]]:
+        """Ids of texts, and for each sentence the number of tokens before it; see ``Tokenizer``."""
+        encoded = map(self.encode_with_offsets, texts)
+        return [
+            (ids, np.searchsorted(begins, byte_positions(text, starts)))
+            for text, starts, (ids, begins) in zip(texts, sentences, encoded, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special ids have none, ids out of range and bytes that are not UTF-8 become U+FFFD."""
