@@ -99,6 +99,10 @@ def _begins_line(before: str, *, whole: bool) -> bool:
     return not margin.strip() and (whole or bool(line_end))
 
 
+_OPENS, _CLOSES, _UNFINISHED = 1, 2, 4
+"""What a piece says about words: it begins one, the next one begins one, its last character goes on in the next."""
+
+
 class PieceTable:
     """What follows from a piece alone, for all ids of a vocabulary: its length and how it bounds words.
 
@@ -117,6 +121,9 @@ class PieceTable:
             if piece:
                 self.lengths[token] = len(piece)
                 self._opens[token], self._closes[token], self._completed[token] = _describe(piece)
+        # One small table to look each token up in; it stays in the cache of a core.
+        self._flags = self._opens.astype(np.uint8) | self._closes.astype(np.uint8) << 1
+        self._flags[self._completed > 0] |= _UNFINISHED
 
     def word_starts(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which tokens begin a word, [tokens].
@@ -124,16 +131,30 @@ class PieceTable:
         Words begin at the start of the text, at a space, at and after a line end, punctuation, a CJK character or a
         special id. Of characters spread over several tokens, the ones of three and four bytes count as CJK.
         """
-        starts = self._opens[ids]
-        starts[1:] |= self._closes[ids[:-1]]
-        begins = np.cumsum(self.lengths[ids]) - self.lengths[ids]
-        spread = np.flatnonzero(self._completed[ids])
-        ends = begins[spread] + self._completed[ids[spread]]
-        after = np.searchsorted(begins, ends)
-        after, ends = after[after < len(ids)], ends[after < len(ids)]
-        starts[after[begins[after] == ends]] = True
-        starts[:1] = True
-        return starts
+        flags = self._flags[ids]
+        starts: npt.NDArray[np.uint8] = np.bitwise_and(flags, _OPENS, dtype=np.uint8)
+        starts[1:] |= (flags[:-1] & _CLOSES) >> 1
+        starts[:1] = 1
+        unfinished = np.flatnonzero(flags & _UNFINISHED)
+        missing = self._completed[ids[unfinished]] - self.lengths[ids[unfinished]]
+        self._mark_ends(ids, unfinished + 1, missing, starts)
+        return starts.view(np.bool_)
+
+    def _mark_ends(
+        self,
+        ids: npt.NDArray[np.int64],
+        places: npt.NDArray[np.int64],
+        missing: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.uint8],
+    ) -> None:
+        """Mark the tokens behind characters that miss some bytes from `places` on; a special id ends a character."""
+        while places.size:
+            inside = places < len(ids)
+            places, missing = places[inside], missing[inside]
+            starts[places[missing == 0]] = 1
+            lengths = self.lengths[ids[places]]
+            goes_on = (lengths > 0) & (lengths <= missing)
+            places, missing = places[goes_on] + 1, (missing - lengths)[goes_on]
 
 
 def _describe(piece: bytes) -> tuple[bool, bool, int]:

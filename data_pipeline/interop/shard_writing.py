@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.build.tokens import tokenize_batch
 from data_pipeline.interop.block import TokenBlock
-from data_pipeline.shards import ShardEntry, TokenizedDocument, token_dtype, write_shard
+from data_pipeline.shards import ShardEntry, TokenizedDocuments, token_dtype, write_shard
 from data_pipeline.tokenizers import Tokenizer
 
-_ONE_SENTENCE = np.zeros(1, dtype=np.int32)
+_ONE_SENTENCE = np.zeros(1, dtype=np.int64)
 
 
 class PartWriter:
@@ -61,28 +60,26 @@ class PartWriter:
         self._entries.append(write_shard(self._folder / f"{key}.tar", key, self._documents(), dtype))
         self._waiting, self._room = [], self._limit
 
-    def _documents(self) -> Iterator[TokenizedDocument]:
+    def _documents(self) -> Iterator[TokenizedDocuments]:
         for block, origin in self._waiting:
             word_starts = self._tokenizer.word_starts(block.tokens.astype(np.int64))
-            bounds = block.offsets.tolist()
-            for begin, end in pairwise(bounds):
-                tokens = block.tokens[begin:end]
-                sentences = self._sentence_starts(block, begin, end)
-                yield TokenizedDocument(tokens, sentences, word_starts[begin:end], origin)
+            yield TokenizedDocuments(
+                block.tokens, block.offsets[:-1], self._sentence_starts(block), word_starts, origin
+            )
 
-    def _sentence_starts(self, block: TokenBlock, begin: int, end: int) -> NDArray[np.int32]:
+    def _sentence_starts(self, block: TokenBlock) -> NDArray[np.int64]:
         if self._sentences:
-            return self._found_in_text(block.tokens[begin:end])
-        if block.sentences is None:
-            return _ONE_SENTENCE
-        low, high = np.searchsorted(block.sentences, [begin, end])
-        return (block.sentences[low:high] - begin).astype(np.int32)
+            starts = block.offsets[:-1].tolist()
+            return np.concatenate(
+                [begin + self._found_in_text(row) for begin, row in zip(starts, block.rows(), strict=True)]
+            )
+        return block.offsets[:-1] if block.sentences is None else block.sentences[:-1]
 
-    def _found_in_text(self, tokens: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _found_in_text(self, tokens: NDArray[np.integer]) -> NDArray[np.int64]:
         if tokens.size == 1:
             return _ONE_SENTENCE
         (again,) = tokenize_batch([self._tokenizer.decode(tokens.tolist())], self._tokenizer)
         if again is not None and np.array_equal(again.tokens, tokens):
-            return again.sentence_starts
+            return again.sentence_starts.astype(np.int64)
         self.unsplit += 1
         return _ONE_SENTENCE

@@ -23,7 +23,7 @@ The bytes depend on the documents alone: no times, no user names, no machine.
 
 from data_pipeline.shards.errors import BrokenShard, Damage
 from data_pipeline.shards.files import LocalFiles, MemberFiles, ShardFiles
-from data_pipeline.shards.format import TokenizedDocument, TokenizerIdentity, token_dtype
+from data_pipeline.shards.format import TokenizedDocument, TokenizedDocuments, TokenizerIdentity, token_dtype
 from data_pipeline.shards.manifest import Manifest, MemberEntry, ShardEntry, write_manifest
 from data_pipeline.shards.reader import ShardSet
 from data_pipeline.shards.structure import Structure
@@ -42,6 +42,7 @@ __all__ = [
     "ShardSet",
     "Structure",
     "TokenizedDocument",
+    "TokenizedDocuments",
     "TokenizerIdentity",
     "token_dtype",
     "verify",

@@ -71,6 +71,43 @@ class TokenizedDocument:
 
 
 @dataclass(frozen=True)
+class TokenizedDocuments:
+    """Many documents at once, one after the other, for writers that have them as one long row.
+
+    Attributes:
+        tokens: ids of all documents, [n] with n >= 1, any integer dtype; each ends with the end-of-document id.
+        document_starts: position in `tokens` of each document's first token, ascending from 0, int64.
+        sentence_starts: position of each sentence's first token, ascending, int64; every document starts one.
+        word_starts: True where a word starts, [n], bool.
+        origin: number of the file that all of them came from, in the manifest's list of sources.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    tokens: NDArray[np.integer]
+    document_starts: NDArray[np.int64]
+    sentence_starts: NDArray[np.int64]
+    word_starts: NDArray[np.bool_]
+    origin: int = 0
+
+    def __post_init__(self) -> None:
+        count = self.tokens.size
+        if self.tokens.ndim != 1 or self.word_starts.shape != (count,):
+            raise ValueError(f"tokens of shape {self.tokens.shape}, word starts of shape {self.word_starts.shape}")
+        for starts in (self.document_starts, self.sentence_starts):
+            if starts.ndim != 1 or starts.size == 0 or starts[0] != 0 or starts[-1] >= count:
+                raise ValueError(f"documents and sentences of {count} tokens start at 0 and later, got {starts}")
+            if (starts[1:] <= starts[:-1]).any():
+                raise ValueError("starts of documents and of sentences must ascend")
+        places = np.searchsorted(self.sentence_starts, self.document_starts)
+        if places[-1] == self.sentence_starts.size or (self.sentence_starts[places] != self.document_starts).any():
+            raise ValueError("every document must start a sentence")
+        if not 0 <= self.origin <= MAX_ORIGIN:
+            raise ValueError(f"documents of source file number {self.origin}")
+
+
+@dataclass(frozen=True)
 class TokenizerIdentity:
     """Which tokenizer made a set of shards; two equal ones give the same ids for the same text.
 

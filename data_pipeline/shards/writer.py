@@ -16,11 +16,14 @@ from data_pipeline.shards.archive import header, layout, padding
 from data_pipeline.shards.blocks import HASH_DTYPE, BlockHasher
 from data_pipeline.shards.manifest import MemberEntry, ShardEntry
 
+_FIRST = np.zeros(1, dtype=np.int64)
+_NO_INFO: list[Mapping[str, Any]] = [{}]
+
 
 def write_shard(
     path: Path,
     key: str,
-    documents: Iterable[fmt.TokenizedDocument],
+    documents: Iterable[fmt.TokenizedDocument | fmt.TokenizedDocuments],
     dtype: np.dtype[np.unsignedinteger],
 ) -> ShardEntry:
     """Write a shard; it appears under its name only when it is complete and on disk.
@@ -30,7 +33,7 @@ def write_shard(
     Args:
         path: the file, ``NAME.tar``.
         key: what stands before the first dot of every member name; readers group members by it.
-        documents: at least one.
+        documents: at least one; single or many at once.
         dtype: of the stored tokens, from :func:`token_dtype`.
 
     Returns: what the manifest says about the shard.
@@ -60,38 +63,47 @@ def write_shard(
 class _Columns:
     """The documents of a shard, column by column."""
 
-    def __init__(self, documents: Iterable[fmt.TokenizedDocument], dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(
+        self,
+        documents: Iterable[fmt.TokenizedDocument | fmt.TokenizedDocuments],
+        dtype: np.dtype[np.unsignedinteger],
+    ) -> None:
         self._dtype = dtype
         self._tokens: list[NDArray[np.unsignedinteger]] = []
+        self._documents: list[NDArray[np.int64]] = []
         self._sentences: list[NDArray[np.int64]] = []
         self._word_starts: list[NDArray[np.bool_]] = []
-        self._origins: list[int] = []
+        self._origins: list[NDArray[np.unsignedinteger]] = []
         self._infos: list[Mapping[str, Any]] = []
         self.num_tokens = 0
         for document in documents:
             self._add(document)
-        self.num_documents = len(self._tokens)
+        self.num_documents = len(self._infos)
         if self.num_documents == 0:
             raise ValueError("a shard needs at least one document")
         if self.num_tokens > fmt.MAX_SHARD_TOKENS:
             raise ValueError(f"{self.num_tokens} tokens; a shard holds at most {fmt.MAX_SHARD_TOKENS}")
 
-    def _add(self, document: fmt.TokenizedDocument) -> None:
+    def _add(self, found: fmt.TokenizedDocument | fmt.TokenizedDocuments) -> None:
         highest = np.iinfo(self._dtype).max
-        if document.tokens.min() < 0 or document.tokens.max() > highest:
+        if found.tokens.min() < 0 or found.tokens.max() > highest:
             raise ValueError(f"a token id outside [0, {highest}] cannot be stored as {self._dtype.str}")
-        self._tokens.append(document.tokens.astype(self._dtype, order="C"))
-        self._sentences.append(document.sentence_starts.astype(np.int64) + self.num_tokens)
-        self._word_starts.append(document.word_starts.astype(np.bool_))
-        self._origins.append(document.origin)
-        self._infos.append(document.info or {})
-        self.num_tokens += document.tokens.size
+        if isinstance(found, fmt.TokenizedDocuments):
+            starts, infos = found.document_starts, _NO_INFO * found.document_starts.size
+        else:
+            starts, infos = _FIRST, [found.info or {}]
+        self._tokens.append(found.tokens.astype(self._dtype, order="C"))
+        self._documents.append(starts + self.num_tokens)
+        self._sentences.append(found.sentence_starts.astype(np.int64) + self.num_tokens)
+        self._word_starts.append(found.word_starts.astype(np.bool_))
+        self._origins.append(np.full(starts.size, found.origin, fmt.ORIGIN_DTYPE))
+        self._infos += infos
+        self.num_tokens += found.tokens.size
 
     def members(self) -> dict[str, Sequence[NDArray[Any]]]:
         """Content of every member but the hashes, in order, as pieces to be written one after the other."""
         end = np.array([self.num_tokens])
-        lengths = [tokens.size for tokens in self._tokens]
-        documents = np.concatenate([[0], np.cumsum(lengths)]).astype(fmt.DOCUMENT_DTYPE)
+        documents = np.concatenate([*self._documents, end]).astype(fmt.DOCUMENT_DTYPE)
         sentences = np.concatenate([*self._sentences, end]).astype(fmt.SENTENCE_DTYPE)
         word_starts = np.packbits(np.concatenate(self._word_starts), bitorder="little")
         meta = fmt.meta(self._dtype, self.num_tokens, self.num_documents, sentences.size - 1)
@@ -101,7 +113,7 @@ class _Columns:
             fmt.DOCUMENTS: [documents],
             fmt.SENTENCES: [sentences],
             fmt.WORD_STARTS: [word_starts],
-            fmt.ORIGINS: [np.array(self._origins, fmt.ORIGIN_DTYPE)],
+            fmt.ORIGINS: [np.concatenate(self._origins)],
         }
         if any(self._infos):
             contents[fmt.INFO] = [_json_line(info) for info in self._infos]

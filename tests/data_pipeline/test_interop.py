@@ -249,8 +249,8 @@ def test_sentences_are_found_in_the_text_where_it_gives_the_same_ids(tokenizer, 
     assert shards.num_sentences == 3 + 1 + 1
 
 
-def test_shards_close_with_the_document_that_fills_them_however_blocks_are_cut(tokenizer, texts, tmp_path, monkeypatch):
-    documents = [[*tokenizer.encode(text).tolist()[:60], END] for text in texts] * 5
+def test_shards_close_with_the_document_that_fills_them_however_blocks_are_cut(tokenizer, tmp_path, monkeypatch):
+    documents = random_documents(200, seed=5, vocab_size=VOCABULARY, end=END)  # they end within characters, too
     write_megatron(tmp_path / "x", [[document] for document in documents])
     fingerprints = set()
     for size in (1, 77, 1 << 18):

@@ -25,6 +25,7 @@ from data_pipeline.shards import (
     Manifest,
     ShardSet,
     TokenizedDocument,
+    TokenizedDocuments,
     TokenizerIdentity,
     token_dtype,
     verify,
@@ -518,3 +519,38 @@ def test_the_structure_of_shards_from_elsewhere_is_had_without_their_text(tmp_pa
     with pytest.raises(BrokenShard, match=r"else/shard-00001\.tar is damaged: member 00001\.sents\.bin") as caught:
         list(shards.structures())
     assert caught.value.shard == "shard-00001.tar"
+
+
+def test_documents_given_many_at_once_are_written_like_single_ones(tmp_path):
+    documents = documents_of([3, 1, 8, 5, 2], 500)
+    starts = np.cumsum([0, *(document.tokens.size for document in documents)])
+    sentences = [document.sentence_starts + start for document, start in zip(documents, starts, strict=False)]
+
+    def together(first, last):
+        begin = starts[first]
+        return TokenizedDocuments(
+            np.concatenate([document.tokens for document in documents[first:last]]),
+            starts[first:last] - begin,
+            np.concatenate(sentences[first:last]) - begin,
+            np.concatenate([document.word_starts for document in documents[first:last]]),
+        )
+
+    single = write_shard(tmp_path / "a.tar", "0", documents, np.dtype("<u2"))
+    mixed = write_shard(tmp_path / "b.tar", "0", [together(0, 3), documents[3], together(4, 5)], np.dtype("<u2"))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert single.documents == mixed.documents == 5
+
+
+@pytest.mark.parametrize(
+    ("documents", "sentences", "message"),
+    [
+        ([1], [0], "start at 0"),
+        ([0, 4], [0, 4], "start at 0 and later"),
+        ([0, 0], [0], "ascend"),
+        ([0, 2], [0, 1], "every document must start a sentence"),
+        ([0, 2], [0, 1, 3], "every document must start a sentence"),
+    ],
+)
+def test_many_documents_that_do_not_fit_together_are_refused(documents, sentences, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizedDocuments(np.arange(4), np.array(documents), np.array(sentences), np.ones(4, dtype=bool))

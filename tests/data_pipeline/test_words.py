@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.words import sentence_starts
+from data_pipeline.words import PieceTable, sentence_starts
 
 ENGLISH = """
 Mr. Smith went to Washington.| He was late.
@@ -114,3 +115,14 @@ def test_sentences_are_the_whole_text_and_none_is_empty(text):
 @pytest.mark.timeout(5)
 def test_no_text_makes_splitting_slow(text):
     sentence_starts(text)
+
+
+PIECES = [None, *(bytes([byte]) for byte in range(256)), "中".encode()[:2], "a国".encode()[:-1], b" the"]
+
+
+@given(rows=st.lists(st.lists(st.integers(1, len(PIECES) - 1)), min_size=1, max_size=5))
+def test_words_of_documents_in_a_row_are_those_of_each_alone_even_where_one_ends_within_a_character(rows):
+    table = PieceTable(PIECES)
+    documents = [np.array([*row, 0], dtype=np.int64) for row in rows]
+    together = table.word_starts(np.concatenate(documents))
+    assert together.tolist() == np.concatenate([table.word_starts(ids) for ids in documents]).tolist()
