@@ -22,8 +22,9 @@ def is_url(location: str) -> bool:
 
 
 def without_query(location: str) -> str:
-    """A URL without its query and fragment; a path as it is."""
-    return location.partition("?")[0].partition("#")[0] if is_url(location) else location
+    """A URL without its query (on the web, its fragment too); a path as it is."""
+    stem = location.partition("?")[0] if is_url(location) else location
+    return stem.partition("#")[0] if _is_web(location) else stem
 
 
 def expand(pattern: str) -> list[str]:
@@ -187,9 +188,10 @@ def _sends_ranges(files: Any, path: str) -> bool:
     try:
         with files.open(path, "rb", block_size=1, cache_type="none") as stream:
             stream.seek(1)
-            return len(stream.read(1)) <= 1
+            stream.read(1)
     except ValueError:
         return False
+    return True
 
 
 def _retried(location: str, attempt: Callable[[], _Result]) -> _Result:
@@ -205,11 +207,17 @@ def _retried(location: str, attempt: Callable[[], _Result]) -> _Result:
 
 
 def _is_final(error: Exception) -> bool:
-    # The web file system reports every failure as a missing file and keeps the answer as its cause.
-    cause = error.__cause__ or error
+    cause = _cause(error)
     status = int(getattr(cause, "status", 0))
     wrong = (DataError, ImportError, FileNotFoundError, PermissionError, ValueError)
     return isinstance(cause, wrong) or (400 <= status < 500 and status not in (408, 429))
+
+
+def _cause(error: BaseException) -> BaseException:
+    # The web file system reports every failure as a missing file, and keeps what happened as its cause.
+    cause = error.__cause__
+    is_web = cause is not None and type(cause).__module__.partition(".")[0] in ("aiohttp", "asyncio")
+    return cause if cause is not None and (is_web or isinstance(cause, TimeoutError)) else error
 
 
 @contextmanager
@@ -226,6 +234,6 @@ def _failure(location: str, error: Exception) -> DataError:
     place = without_query(location)
     if isinstance(error, ImportError):
         return DataError(f"cannot read {place}: {error}; 'ptm-dist[data]' brings what http(s) and s3 need")
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    cause = _cause(error)
     reason = "no such file" if isinstance(cause, FileNotFoundError) else str(cause).replace(location, place)
     return DataError(f"cannot read {place}: {reason or type(cause).__name__}; check the address and your access")
