@@ -95,7 +95,7 @@ def masked(batch, policy, key):
         yield tuple(column[row, :length] for column in (tokens, word_starts, inputs, labels))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(batch=batches, policy=policies, key=st.integers(0, 99))
 def test_labels_are_the_tokens_that_were_hidden_and_nothing_else_changes(batch, policy, key):
     for tokens, _, inputs, labels in masked(batch, policy, key):
@@ -107,7 +107,7 @@ def test_labels_are_the_tokens_that_were_hidden_and_nothing_else_changes(batch, 
         assert not VOCABULARY.is_special[seen[seen != VOCABULARY.mask_id]].any()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(batch=batches, policy=policies, key=st.integers(0, 99))
 def test_as_many_tokens_are_hidden_as_the_count_rule_says(batch, policy, key):
     for tokens, word_starts, _, labels in masked(batch, policy, key):
