@@ -153,7 +153,7 @@ class PairSamples:
         if epochs is None or self._kind != "next_sentence":
             return found
         choices = self._choices(self._keys(indices, epochs))
-        others = self._shards_of_chunks(self._others(indices, choices[:, _Choices._fields.index("other")]))
+        others = self._shards_of_chunks(self._others(indices, choices))
         foreign = (choices[:, _Choices._fields.index("label")] < 0.5).tolist()
         return [
             tuple(sorted({*own, *other})) if reads_other else own
@@ -171,14 +171,15 @@ class PairSamples:
     def _others(self, chunks: NDArray[np.int64], choices: NDArray[np.float64]) -> NDArray[np.int64]:
         """For each chunk one of another document, all equally likely, [n]."""
         first, last = self._chunks.siblings(chunks)
-        others = (choices * (len(self) - (last - first))).astype(np.int64)
+        chosen = choices[:, _Choices._fields.index("other")]
+        others = (chosen * (len(self) - (last - first))).astype(np.int64)
         return np.where(others >= first, others + last - first, others)
 
     def _texts(self, indices: NDArray[np.int64], keys: NDArray[np.uint64]) -> tuple[list[Stretches], NDArray[np.int64]]:
         """The first and the second text of every pair, and their labels."""
         check_indices(indices, len(self))
         choices = self._choices(keys)
-        others = self._others(indices, choices[:, _Choices._fields.index("other")])
+        others = self._others(indices, choices)
         pairs = np.empty((indices.size, 4), dtype=np.int64)
         labels = np.empty(indices.size, dtype=np.int64)
         for row, (index, other) in enumerate(zip(indices.tolist(), others.tolist(), strict=True)):
