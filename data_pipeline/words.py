@@ -65,10 +65,9 @@ def sentence_starts(text: str) -> list[int]:
     """
     starts = [0]
     for match in _SENTENCE_END.finditer(text):
-        kind = match.lastgroup or "latin"
-        if kind == "latin" and _goes_on(text, match):
+        gap = match[match.lastgroup or 0]
+        if match.lastgroup == "latin" and gap.count("\n") < 2 and _goes_on(text, match):
             continue
-        gap = match[kind]
         start = match.end() - (len(gap) - gap.rfind("\n") - 1)
         if starts[-1] < start < len(text):
             starts.append(start)

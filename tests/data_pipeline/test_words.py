@@ -54,6 +54,7 @@ LINES = [
     ["1. Open the lid.\n", "2. Close it.\n"],
     ["Do this:\n\n", "  10. Wait.\n", "  11. Go on."],
     ["The heading\n\n", "A line\nwrapped by Mr.\nSmith again.\n", "Next line."],
+    ["It runs in C.\n\n", "=item one of Prof.\n \n", "=item \u00e9l\u00e9ment.\n\n", "\u00e9t\u00e9"],
     ["He was born in 1999.", " The year was good."],
     ["\u042d\u0442\u043e \u0442. \u0435. \u0442\u0430\u043a.", " \u0414\u0430."],
     ["Das ist z.B. Gutes.", " Ja, d.h. Nein."],
