@@ -16,7 +16,7 @@ from data_pipeline.words import sentence_starts
 from tests.data_pipeline.corpus_slice import write_slice
 
 KINDS = ["sentencepiece-bpe", "sentencepiece-unigram", "bytelevel-bpe", "wordpiece", "wordpiece-lowercase"]
-ODD = "\u3002\uff01\uff1f\u300d\u201d\u2019\u2026\x1c\x00\u0301\u4e2d\u6587\u017f\u0130\ufb01\u200d\u03c2\uac01\u3000\u2028"
+ODD = "\u3002\uff01\uff1f\u300d\u201d\u2019\u2026\x1c\x00\u0301\u4e2d\u6587\u017f\u0130\ufb01\u200d\u03c2\uac01\u3000"
 HARD = [*"ab. .!?\n\n  \t\r\u00e9\u00f1()[]<>", *ODD, "[MASK]", "</s>", "One. Two"]
 
 
