@@ -9,6 +9,7 @@ from itertools import groupby
 from data_pipeline.ramp import BatchSizes, slice_of
 from data_pipeline.samples import IGNORE_INDEX, Sample, Samples
 from data_pipeline.samples.causal import CausalSamples
+from data_pipeline.samples.packed import PackedSamples
 from data_pipeline.stream import ONLY_SOURCE, SampleStream
 
 
@@ -103,7 +104,7 @@ def _headline(sample: ShownSample) -> str:
 
 
 def _text(samples: Samples, sample: Sample, decode: Callable[[list[int]], str]) -> str:
-    if isinstance(samples, CausalSamples):
+    if isinstance(samples, CausalSamples | PackedSamples):
         return decode(sample.inputs[: sample.length].tolist())
     return _masked_text(sample, samples.special_ids, decode)
 

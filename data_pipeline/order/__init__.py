@@ -5,7 +5,7 @@ were consumed.
 """
 
 from data_pipeline.order.mixture import Mixture, integer_weights
-from data_pipeline.order.permutation import Permutation, derive_key
+from data_pipeline.order.permutation import Permutation, derive_key, mix_words
 from data_pipeline.order.samples import SampleOrder, Shuffle
 
-__all__ = ["Mixture", "Permutation", "SampleOrder", "Shuffle", "derive_key", "integer_weights"]
+__all__ = ["Mixture", "Permutation", "SampleOrder", "Shuffle", "derive_key", "integer_weights", "mix_words"]

@@ -70,7 +70,7 @@ class Permutation:
         mask = (np.uint64(1) << self._half_bits) - np.uint64(1)
         left, right = values >> self._half_bits, values & mask
         for key in self._round_keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
+            left, right = right, left ^ (mix_words(right ^ key) & mask)
         return (left << self._half_bits) | right
 
 
@@ -80,8 +80,14 @@ def _round_keys(key: bytes | int) -> list[np.uint64]:
     return [np.uint64(word) for word in np.frombuffer(digest, dtype="<u8")]
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014): every input bit moves every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def mix_words(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014), in place: every input bit moves every output bit."""
+    shifted = values >> np.uint64(30)
+    values ^= shifted
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    np.right_shift(values, np.uint64(27), out=shifted)
+    values ^= shifted
+    values *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(values, np.uint64(31), out=shifted)
+    values ^= shifted
+    return values

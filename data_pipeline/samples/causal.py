@@ -43,7 +43,7 @@ class CausalSamples:
         if self._count == 0:
             needed = 2 if keep_tail else sequence_length + 1
             raise DataError(
-                f"{shards.directory} holds {shards.num_tokens} tokens, but one sample of "
+                f"{shards.location} holds {shards.num_tokens} tokens, but one sample of "
                 f"sequence length {sequence_length} needs {needed}: build it from more text, "
                 "or shorten data.sequence_length"
             )

@@ -37,7 +37,7 @@ class Frame:
         missing = [role for role in _ROLES if role not in ids]
         if missing:
             raise DataError(
-                f"the tokenizer of {shards.directory} has no special id for {', '.join(missing)}, which masked "
+                f"the tokenizer of {shards.location} has no special id for {', '.join(missing)}, which masked "
                 "language modelling needs: train one with `ptm tokenizer train` and build the shards again with "
                 "`ptm data build`"
             )

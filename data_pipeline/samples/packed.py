@@ -47,7 +47,7 @@ class PackedSamples:
         self._pad = shards.tokenizer.special_ids.get("pad", 0)
         self._rows = pack_documents(shards, sequence_length, cache)
         if not len(self._rows):
-            raise DataError(f"no document in {shards.directory} has two tokens: build it from more text")
+            raise DataError(f"no document in {shards.location} has two tokens: build it from more text")
 
     @property
     def sequence_length(self) -> int:

@@ -83,7 +83,7 @@ class PairSamples:
             raise ValueError(f"short_sequence_probability {short_sequence_probability} must lie in [0, 1]")
         if shards.num_sentences == shards.num_documents:
             raise DataError(
-                f"no document in {shards.directory} has two sentences, and sentence pairs need them: build the shards "
+                f"no document in {shards.location} has two sentences, and sentence pairs need them: build the shards "
                 "from text with `ptm data build`, which finds sentences, or use the objective mlm"
             )
         self._frame = Frame(shards, sequence_length, policy, texts=2)
@@ -99,7 +99,7 @@ class PairSamples:
         needed = 2 if self._kind == "next_sentence" else 1
         if documents < needed:
             raise DataError(
-                f"{self._frame.shards.directory} has {documents} documents of two or more sentences, but "
+                f"{self._frame.shards.location} has {documents} documents of two or more sentences, but "
                 f"{_OBJECTIVES[self._kind]} needs {needed}: build it from more text"
             )
 

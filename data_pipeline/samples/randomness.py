@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.order import derive_key
+from data_pipeline.order import derive_key, mix_words
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 """What the state of SplitMix64 grows by."""
@@ -61,8 +61,8 @@ class SampleKeys:
         first, second = np.uint64(both >> 64), np.uint64(both & 0xFFFF_FFFF_FFFF_FFFF)
         copies = np.asarray(epochs, dtype=np.int64)
         copies = copies % self.copies if self.copies else copies
-        keys = _mixed(copies.astype(np.uint64) * _STEP + first)
-        return _mixed(keys + np.asarray(indices).astype(np.uint64) * _STEP + second)
+        keys = mix_words(copies.astype(np.uint64) * _STEP + first)
+        return mix_words(keys + np.asarray(indices).astype(np.uint64) * _STEP + second)
 
 
 def random_words(keys: NDArray[np.uint64], purpose: Purpose, numbers: NDArray[np.integer]) -> NDArray[np.uint64]:
@@ -76,7 +76,7 @@ def random_words(keys: NDArray[np.uint64], purpose: Purpose, numbers: NDArray[np
     Returns: uniform over all words, of the common shape, uint64.
     """
     counters = numbers.astype(np.uint64) + np.uint64((int(purpose) << 32) + 1)
-    return _mixed(counters * _STEP + keys)
+    return mix_words(counters * _STEP + keys)
 
 
 def uniforms(keys: NDArray[np.uint64], purpose: Purpose, numbers: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -128,16 +128,3 @@ class KeyedDraws:
         if self._used <= self._first.size:
             return self._first[begin : self._used]
         return uniforms(self._keys, self._purpose, np.arange(begin, self._used))
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64, in place: every input bit moves every output bit."""
-    shifted = values >> np.uint64(30)
-    values ^= shifted
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(values, np.uint64(27), out=shifted)
-    values ^= shifted
-    values *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(values, np.uint64(31), out=shifted)
-    values ^= shifted
-    return values

@@ -61,11 +61,6 @@ class ShardSet:
         return self.files.location
 
     @property
-    def directory(self) -> str:
-        """The same as `location`."""
-        return self.files.location
-
-    @property
     def num_tokens(self) -> int:
         """Tokens of all shards."""
         return int(self._ends[-1])

@@ -1,6 +1,6 @@
 """Where documents come from: JSON lines, text, parquet and tars, packed or not, on disk or behind a URL."""
 
-from data_pipeline.sources.describe import FileDescription, describe_files, find_files
+from data_pipeline.sources.describe import FileDescription, describe_files
 from data_pipeline.sources.document import Document, SourceOptions
 from data_pipeline.sources.files import SourceFile, find_sources
 from data_pipeline.sources.pieces import Piece, cut_sources, read_documents, read_piece
@@ -13,7 +13,6 @@ __all__ = [
     "SourceOptions",
     "cut_sources",
     "describe_files",
-    "find_files",
     "find_sources",
     "read_documents",
     "read_piece",

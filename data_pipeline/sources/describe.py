@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
@@ -43,11 +42,3 @@ def _hash(file: SourceFile) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The local paths among what the patterns name, in reading order.
-
-    Raises: DataError as ``find_sources``.
-    """
-    return [Path(file.location) for file in find_sources(patterns)]

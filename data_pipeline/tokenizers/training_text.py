@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources import find_files, read_documents
+from data_pipeline.sources import find_sources, read_documents
 
 
 class TrainingText:
@@ -51,8 +51,10 @@ def too_small(vocab_size: int, smallest: int | str) -> DataError:
 
 
 def _kept_fraction(patterns: Sequence[str], limit_bytes: int) -> float:
-    compressed = [path for path in find_files(patterns) if path.suffix == ".gz"]
-    if not compressed and sum(path.stat().st_size for path in find_files(patterns)) <= limit_bytes:
+    files = find_sources(patterns)
+    # Packed files and parquet hold more text than bytes; a server that cannot send ranges may not tell the size.
+    plain = all(file.encoding.compression == "none" and file.encoding.format != "parquet" for file in files)
+    if plain and all(file.ranges for file in files) and sum(file.bytes for file in files) <= limit_bytes:
         return 1.0
     total = sum(len(document.text.encode()) for document in read_documents(patterns))
     return limit_bytes / max(total, 1)
