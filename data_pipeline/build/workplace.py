@@ -75,7 +75,10 @@ class Workplace:
         while True:
             self.root.mkdir(parents=True, exist_ok=True)
             path = self.root / "lock"
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+            except FileNotFoundError:
+                continue  # another build has just ended and taken the folder away
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -42,8 +42,9 @@ def shown_progress(first: bool) -> Iterator[Callable[[BuildProgress], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:.0f}%  {task.fields[rates]}"),
+        TextColumn("{task.percentage:.0f}%"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[rates]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks = {}
