@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def run(candidate: Candidate, timeout_s: float = 1800) -> dict[str, float]:
     except subprocess.TimeoutExpired:
         raise CandidateError(f"not done after {timeout_s:.0f} s") from None
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"\S*(Error|Exception)\b", line)]
+        said = errors or lines or [f"exit code {done.returncode}"]
         raise CandidateError(said[-1][:300])
     return json.loads(done.stdout.strip().splitlines()[-1])
 

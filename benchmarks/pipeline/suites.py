@@ -57,7 +57,7 @@ def build(workload: Workload, rounds: int, sizes: Sizes) -> list[Table]:
                     "workers": cores,
                     "cores": cores,
                 }
-                return Candidate(name, project, "build", options, partial(shutil.rmtree, out, ignore_errors=True))
+                return Candidate(name, project, "build", options, partial(_remove, out))
 
             candidates = [
                 candidate("ptm-dist", "ours"),
@@ -70,10 +70,24 @@ def build(workload: Workload, rounds: int, sizes: Sizes) -> list[Table]:
             for outcome in outcomes.values():
                 for figures in outcome.rounds:
                     figures["mb_per_s"] = workload.sample_bytes / 1e6 / figures["seconds"]
+                    figures["mb_per_cpu_s"] = workload.sample_bytes / 1e6 / figures["cpu_seconds"]
             title = f"{kind}, 32,000 ids, {workload.sample_bytes / 1e6:.0f} MB of text, {cores} core{'s'[: cores - 1]}"
-            tables.append(Table(title, outcomes, "mb_per_s", "MB/s", further=[("tokens", "million tokens", 1e-6)]))
-            shutil.rmtree(out, ignore_errors=True)
+            tables.append(
+                Table(
+                    title,
+                    outcomes,
+                    "mb_per_s",
+                    "MB/s",
+                    further=[("mb_per_cpu_s", "MB per CPU second", 1.0), ("tokens", "million tokens", 1e-6)],
+                )
+            )
+            _remove(out)
     return tables
+
+
+def _remove(out: Path) -> None:
+    for folder in (out, out.with_name(f"{out.name}-log"), out.with_name(f"{out.name}.building")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(workload: Workload, rounds: int, sizes: Sizes) -> list[Table]:

@@ -18,7 +18,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from benchmarks.pipeline.candidates.encoders import END_OF_DOCUMENT, Encoder, load_encoder
-from benchmarks.pipeline.candidates.plain import Figures, PlainTokens, peak_memory_mib, time_reading
+from benchmarks.pipeline.candidates.plain import Figures, PlainTokens, peak_memory_mib, time_building, time_reading
 
 
 class _Encoder:
@@ -38,7 +38,10 @@ class _Encoder:
 def build(files: list[str], tokenizer: str, out: str, workers: int) -> Figures:
     """A pool encodes lines, this process writes them; no sentences, no split."""
     Path(out).mkdir(parents=True)
-    start = time.perf_counter()
+    return time_building(lambda: _build(files, tokenizer, out, workers))
+
+
+def _build(files: list[str], tokenizer: str, out: str, workers: int) -> int:
     builder = IndexedDatasetBuilder(f"{out}/text.bin", dtype=np.uint16)
     tokens = 0
     with multiprocessing.Pool(workers, initializer=_Encoder.start, initargs=(tokenizer,)) as pool:
@@ -47,8 +50,10 @@ def build(files: list[str], tokenizer: str, out: str, workers: int) -> Figures:
                 for ids in pool.imap(_Encoder.line, lines, 32):
                     builder.add_document(ids, [len(ids)])
                     tokens += len(ids)
+        pool.close()
+        pool.join()
     builder.finalize(f"{out}/text.idx")
-    return {"seconds": time.perf_counter() - start, "tokens": tokens}
+    return tokens
 
 
 def prepare(plain: str, out: str) -> Figures:

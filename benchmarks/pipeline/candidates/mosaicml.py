@@ -24,6 +24,7 @@ from benchmarks.pipeline.candidates.plain import (
     documents_of,
     next_token_batch,
     peak_memory_mib,
+    time_building,
     time_consuming,
     time_reading,
 )
@@ -71,12 +72,17 @@ def _write_part(tokenizer: str, part: tuple[str, list[str]]) -> int:
 
 def build(files: list[str], tokenizer: str, out: str, workers: int) -> Figures:
     """Every process encodes and writes its share of the files; the indexes are joined at the end."""
-    start = time.perf_counter()
+    return time_building(lambda: _build(files, tokenizer, out, workers))
+
+
+def _build(files: list[str], tokenizer: str, out: str, workers: int) -> int:
     parts = [(f"{out}/{number}", files[number::workers]) for number in range(workers)]
     with multiprocessing.Pool(workers) as pool:
         windows = sum(pool.map(partial(_write_part, tokenizer), parts))
+        pool.close()
+        pool.join()
     merge_index(out, keep_local=True)
-    return {"seconds": time.perf_counter() - start, "tokens": windows * _WINDOW}
+    return windows * _WINDOW
 
 
 def prepare(plain: str, out: str, shard_bytes: int) -> Figures:
@@ -88,8 +94,15 @@ def _collate(rows: list[dict[str, Any]]) -> Any:
     return next_token_batch(row["tokens"] for row in rows)
 
 
-def _loader(dataset: StreamingDataset, batch: int, workers: int) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=_collate, drop_last=True)
+def _loader(dataset: StreamingDataset, batch: int, workers: int, start: str | None = None) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=_collate,
+        drop_last=True,
+        multiprocessing_context=start if workers else None,
+    )
 
 
 def read(data: str, batch: int, batches: int, workers: int) -> Figures:
@@ -122,7 +135,7 @@ def stream(
     """From S3 into an empty cache, shuffled within blocks of so many samples."""
     os.environ.update(S3_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any")
     os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
 
         def open_loader() -> Any:
             dataset = StreamingDataset(
@@ -133,6 +146,7 @@ def stream(
                 batch_size=batch,
                 num_canonical_nodes=1,
             )
-            return _loader(dataset, batch, workers)
+            # Forked workers would share the connection over which the index came, and mix up each other's answers.
+            return _loader(dataset, batch, workers, "spawn")
 
         return time_consuming(open_loader, batches, interval_s)

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipeline.candidates.plain import Figures, PlainTokens, peak_memory_mib, time_consuming, time_reading
+from benchmarks.pipeline.candidates.plain import (
+    Figures,
+    PlainTokens,
+    peak_memory_mib,
+    time_building,
+    time_consuming,
+    time_reading,
+)
 from data_pipeline.build import BuildOptions, LocalTeam, build_shards
 from data_pipeline.loader import StepBatch, training_batches
 from data_pipeline.order import SampleOrder
@@ -25,12 +32,14 @@ from data_pipeline.tokenizers import load_tokenizer
 
 def build(files: list[str], tokenizer: str, out: str, workers: int, shard_bytes: int = 3 << 20) -> Figures:
     """The whole build: split, sentences, words and block hashes included; a worker at a time makes a shard."""
-    loaded = load_tokenizer(Path(tokenizer))
-    start = time.perf_counter()
     options, team = BuildOptions(shard_bytes=shard_bytes), LocalTeam(workers)
-    summary = build_shards(files, tokenizer=loaded, out=Path(out), options=options, team=team)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "tokens": summary.train.tokens + summary.validation.tokens}
+    loaded = load_tokenizer(Path(tokenizer))
+
+    def run() -> int:
+        summary = build_shards(files, tokenizer=loaded, out=Path(out), options=options, team=team)
+        return summary.train.tokens + summary.validation.tokens
+
+    return time_building(run)
 
 
 def prepare(shards: str, out: str) -> Figures:

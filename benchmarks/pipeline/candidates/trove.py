@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
@@ -11,7 +10,7 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from loguru import logger
 
 from benchmarks.pipeline.candidates.encoders import END_OF_DOCUMENT
-from benchmarks.pipeline.candidates.plain import Figures
+from benchmarks.pipeline.candidates.plain import Figures, time_building
 
 
 def build(files: list[str], tokenizer: str, out: str, workers: int) -> Figures:
@@ -21,14 +20,18 @@ def build(files: list[str], tokenizer: str, out: str, workers: int) -> Figures:
     logger.remove()
     model = f"{tokenizer}/tokenizer.json"
     end = tokenizers.Tokenizer.from_file(model).id_to_token(END_OF_DOCUMENT)
-    start = time.perf_counter()
-    LocalPipelineExecutor(
+    executor = LocalPipelineExecutor(
         pipeline=[
             JsonlReader(str(Path(files[0]).parent), glob_pattern="*.jsonl"),
             DocumentTokenizer(out, tokenizer_name_or_path=model, eos_token=end, shuffle_documents=False),
         ],
         tasks=workers,
         logging_dir=f"{out}-log",
-    ).run()
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "tokens": sum(path.stat().st_size for path in Path(out).glob("*.ds")) // 2}
+        start_method="fork",
+    )
+
+    def run() -> int:
+        executor.run()
+        return sum(path.stat().st_size for path in Path(out).glob("*.ds")) // 2
+
+    return time_building(run)
