@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Stage(Generic[Record]):
     def _load(self, number: int) -> Record:
         path = self.place.records(self.name) / _name(number)
         try:
-            return TypeAdapter(self.record).validate_json(path.read_bytes())
+            return _adapter(self.record).validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise DataError(f"cannot read {path}: {error}; the same command makes it again") from error
 
@@ -85,7 +86,12 @@ class _Recorded(Generic[Record]):
         result = self.work(number, note)
         # What a power cut takes from records is worked again.
         with atomic_file(self.folder / _name(number), durable=False) as stream:
-            stream.write(TypeAdapter(self.record).dump_json(result))
+            stream.write(_adapter(self.record).dump_json(result))
+
+
+@functools.cache
+def _adapter(record: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(record)
 
 
 def _name(number: int) -> str:
