@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -69,7 +69,8 @@ class Stage(Generic[Record]):
     def _load(self, number: int) -> Record:
         path = self.place.records(self.name) / _name(number)
         try:
-            return _adapter(self.record).validate_json(path.read_bytes())
+            record: Record = _adapter(self.record).validate_json(path.read_bytes())
+            return record
         except (OSError, ValidationError) as error:
             raise DataError(f"cannot read {path}: {error}; the same command makes it again") from error
 
@@ -90,7 +91,7 @@ class _Recorded(Generic[Record]):
 
 
 @functools.cache
-def _adapter(record: type[Record]) -> TypeAdapter[Record]:
+def _adapter(record: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(record)
 
 
