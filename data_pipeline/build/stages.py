@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -66,11 +66,14 @@ class Stage(Generic[Record]):
         except DataError:
             return False
 
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Record]:
+        return TypeAdapter(self.record)
+
     def _load(self, number: int) -> Record:
         path = self.place.records(self.name) / _name(number)
         try:
-            record: Record = _adapter(self.record).validate_json(path.read_bytes())
-            return record
+            return self._adapter.validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise DataError(f"cannot read {path}: {error}; the same command makes it again") from error
 
@@ -87,12 +90,7 @@ class _Recorded(Generic[Record]):
         result = self.work(number, note)
         # What a power cut takes from records is worked again.
         with atomic_file(self.folder / _name(number), durable=False) as stream:
-            stream.write(_adapter(self.record).dump_json(result))
-
-
-@functools.cache
-def _adapter(record: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(record)
+            stream.write(TypeAdapter(self.record).dump_json(result))
 
 
 def _name(number: int) -> str:
