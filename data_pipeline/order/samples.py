@@ -13,6 +13,9 @@ from data_pipeline.order.permutation import Permutation, derive_key
 Indices = NDArray[np.int64]
 Shuffle = Literal["global", "block", "none"]
 
+_AT_ONCE = 4096
+"""Counters that are found together and kept: for a few, the calls cost far more than the arithmetic."""
+
 
 @dataclass(frozen=True)
 class _Stretch:
@@ -77,6 +80,7 @@ class SampleOrder:
         self._first_cell = first_cell
         self._end_cell = end_cell
         self._ends_of_epoch: tuple[int, Indices, Indices] | None = None
+        self._kept: tuple[int, Indices, Indices] | None = None
 
     @property
     def num_cells(self) -> int:
@@ -105,6 +109,26 @@ class SampleOrder:
         """
         if not 0 <= begin <= end:
             raise ValueError(f"counters [{begin}, {end})")
+        first = begin - begin % _AT_ONCE
+        if end > first + _AT_ONCE or begin == end:
+            return self._find(begin, end)
+        if self._kept is None or self._kept[0] != first or end > first + self._kept[1].size:
+            self._kept = first, *self._find(first, max(end, min(first + _AT_ONCE, self._count())))
+        _, indices, epochs = self._kept
+        return indices[begin - first : end - first].copy(), epochs[begin - first : end - first].copy()
+
+    def _count(self) -> int:
+        """Counters that the order has, or a number above all that anybody asks for."""
+        if self._end_cell is None:
+            return 1 << 62
+        first, begin = divmod(self._first_cell, self.num_cells)
+        last = self._end_cell // self.num_cells
+        if last == first:
+            return self._part(first, begin, 0).size
+        between = (last - first - 1) * self.num_samples
+        return self._part(first, begin, 0).size + between + self._part(last, 0, 0).size
+
+    def _find(self, begin: int, end: int) -> tuple[Indices, Indices]:
         indices, epochs = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         while begin < end:
             stretch = self._stretch(begin)
