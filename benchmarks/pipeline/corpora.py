@@ -112,9 +112,10 @@ def _fetch(package: Package, folder: Path) -> Path:
 
 
 def write_corpus(packages: list[Package], path: Path) -> list[str]:
-    """Write the documents of all packages that can be had; why the others cannot."""
+    """Write the documents of all packages that can be had; why the others cannot. No file if none can."""
     missing = []
-    with path.open("w") as lines:
+    unfinished = path.with_name(f".{path.name}.part")
+    with unfinished.open("w") as lines:
         for package in packages:
             with tempfile.TemporaryDirectory() as name:
                 try:
@@ -127,25 +128,29 @@ def write_corpus(packages: list[Package], path: Path) -> list[str]:
                         lines.write(
                             json.dumps({"id": f"{package.name}/{key}", "text": text}, ensure_ascii=False) + "\n"
                         )
+    if len(missing) == len(packages):
+        unfinished.unlink()
+    else:
+        unfinished.rename(path)
     return missing
 
 
 def main() -> None:
-    """Write both corpora; exit code 1 if a package is missing."""
+    """Write both corpora; exit code 1 if there is nothing to write to one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--only", choices=list(CORPORA), help="one of the corpora")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     missing = []
-    for corpus in [arguments.only] if arguments.only else CORPORA:
+    corpora = [arguments.only] if arguments.only else list(CORPORA)
+    for corpus in corpora:
         path = arguments.out / f"{corpus}.jsonl"
-        problems = write_corpus(CORPORA[corpus], path)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-        missing += problems
+        missing += write_corpus(CORPORA[corpus], path)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB" if path.exists() else f"{path}: not written")
     for problem in missing:
         print(f"missing: {problem}", file=sys.stderr)
-    sys.exit(1 if missing else 0)
+    sys.exit(0 if all((arguments.out / f"{corpus}.jsonl").exists() for corpus in corpora) else 1)
 
 
 if __name__ == "__main__":
