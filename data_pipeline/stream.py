@@ -54,9 +54,13 @@ class StreamSource:
     seed: int = 0
     shards: ShardSet | None = None
 
-    def replacements(self, epoch: int) -> Permutation:
-        """Where to go from a sample that cannot be read, again and again."""
-        return Permutation(len(self.samples), derive_key(self.seed, self.name, epoch, "replacement"))
+    def stand_in(self, index: int, epoch: int, attempt: int) -> int:
+        """The sample to try in place of one that cannot be read, after so many attempts; 0: the sample itself."""
+        if attempt == 0:
+            return index
+        # One permutation again and again could run in a circle of samples that cannot be read.
+        key = derive_key(self.seed, self.name, epoch, "replacement", attempt)
+        return int(Permutation(len(self.samples), key)(np.array([index]))[0])
 
 
 @dataclass(frozen=True)
@@ -161,16 +165,15 @@ class SampleStream:
 
     def _readable(self, source: StreamSource, index: int, epoch: int) -> int:
         """The sample, or the first of those that stand in for it, that lies in no quarantined shard."""
-        place = np.array([index], dtype=np.int64)
-        jump = source.replacements(epoch)
-        for _ in range(_MAX_REPLACEMENTS):
+        for attempt in range(_MAX_REPLACEMENTS):
+            found = source.stand_in(index, epoch, attempt)
             try:
-                source.samples.batch(place, np.array([epoch], dtype=np.int64))
-                return int(place[0])
+                source.samples.batch(np.array([found]), np.array([epoch]))
             except BrokenShard as error:
                 if (source.name, error.shard) not in self._quarantined:
                     raise BrokenSource(source.name, error) from error
-                place = jump(place)
+            else:
+                return found
         raise DataError(
             f"{source.name}: {_MAX_REPLACEMENTS} samples in a row lie in shards that cannot be read; repair the data"
         )

@@ -109,11 +109,12 @@ class SampleOrder:
         """
         if not 0 <= begin <= end:
             raise ValueError(f"counters [{begin}, {end})")
-        first = begin - begin % _AT_ONCE
-        if end > first + _AT_ONCE or begin == end:
+        size = min(_AT_ONCE, self.num_samples)
+        first = begin - begin % size
+        if end > first + size or begin == end:
             return self._find(begin, end)
         if self._kept is None or self._kept[0] != first or end > first + self._kept[1].size:
-            self._kept = first, *self._find(first, max(end, min(first + _AT_ONCE, self._count())))
+            self._kept = first, *self._find(first, max(end, min(first + size, self._count())))
         _, indices, epochs = self._kept
         return indices[begin - first : end - first].copy(), epochs[begin - first : end - first].copy()
 
