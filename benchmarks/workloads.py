@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from data_pipeline.ramp import slice_of
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.recipe.schema import Recipe

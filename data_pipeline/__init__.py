@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_pipeline.batches import StepBatch as StepBatch
     from data_pipeline.build import build_shards as build_shards
     from data_pipeline.errors import DataError as DataError
-    from data_pipeline.loader import StepBatch as StepBatch
     from data_pipeline.loader import training_batches as training_batches
     from data_pipeline.loader import validation_batches as validation_batches
     from data_pipeline.order import Mixture as Mixture
@@ -38,7 +38,7 @@ _HOMES = {
     "SampleStream": "stream",
     "ShardSet": "shards",
     "StatefulLoader": "stateful",
-    "StepBatch": "loader",
+    "StepBatch": "batches",
     "StreamSource": "stream",
     "build_samples": "samples.objectives",
     "build_shards": "build",

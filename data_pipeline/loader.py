@@ -8,66 +8,23 @@ here has a state; a run goes on after any step, on any number of ranks and with 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_pipeline.ahead import FetchAhead
+from data_pipeline.batches import Parcel, StepBatch
 from data_pipeline.errors import UserError
 from data_pipeline.ramp import BatchSizes, slice_of
 from data_pipeline.samples import SampleBatch, Samples
 from data_pipeline.stream import BrokenSource, Picks, SampleStream
 
+_MESSAGE_BYTES = 4 << 20
+
 BrokenHandler = Callable[[BrokenSource | None], Collection[tuple[str, str]] | None]
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """This rank's slice of one global batch.
-
-    Attributes:
-        step: number of the step, from 0; of a validation batch, its number within the validation set.
-        first_sample: counter, in the global order, of the slice's first sample.
-        global_batch_size: samples of the batch over all ranks.
-        sample_ids: which sample of its source stands in each row, [local], int64; of a sample in quarantine, not
-            the one that stands in for it.
-        inputs: token ids, [local, S], int64.
-        labels: token id to predict at each position, or ``IGNORE_INDEX``, [local, S], int64.
-        lengths: positions of each row that are no padding, [local], int64.
-        segments: 0 or 1, the text of a pair to which a position belongs, [local, S], int64; 0 without pairs.
-        pair_labels: 0 or 1 for a pair, see ``samples.Sample``, or ``IGNORE_INDEX``, [local], int64.
-        documents: number of the document within its row to which each position belongs, [local, S], int64; None if
-            positions see all that stands before them.
-        source_ids: number of the source of each row, [local], int64; None if there is one.
-    """
-
-    step: int
-    first_sample: int
-    global_batch_size: int
-    sample_ids: NDArray[np.int64]
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    lengths: torch.Tensor
-    segments: torch.Tensor
-    pair_labels: torch.Tensor
-    documents: torch.Tensor | None = None
-    source_ids: NDArray[np.int64] | None = None
-
-    def pin_memory(self) -> StepBatch:
-        """The same batch in page-locked memory; called by torch's loader."""
-        return replace(
-            self,
-            inputs=self.inputs.pin_memory(),
-            labels=self.labels.pin_memory(),
-            lengths=self.lengths.pin_memory(),
-            segments=self.segments.pin_memory(),
-            pair_labels=self.pair_labels.pin_memory(),
-            documents=None if self.documents is None else self.documents.pin_memory(),
-        )
 
 
 def training_batches(
@@ -113,16 +70,17 @@ def training_batches(
     if first_step < 0 or not 0 <= start_step <= stop_step:
         raise ValueError(f"steps [{start_step}, {stop_step}) after {first_step}")
     slice_of(sizes.final, dp_rank, dp_size)
-    steps = _Steps(stream, sizes, dp_rank, dp_size, first_step)
+    together = _steps_together(stream, sizes, dp_size, prefetch_steps) if num_workers else 1
+    steps = _Steps(stream, sizes, dp_rank, dp_size, first_step, range(start_step, stop_step), together)
 
-    def load(step: int) -> Iterator[StepBatch | _Failure]:
+    def load(step: int) -> Iterator[_Item]:
         return iter(
             DataLoader(
                 steps,
                 batch_size=None,
-                sampler=range(step, stop_step),
+                sampler=range(step, stop_step, together),
                 num_workers=num_workers,
-                prefetch_factor=prefetch_steps if num_workers else None,
+                prefetch_factor=max(1, prefetch_steps // together) if num_workers else None,
                 # Forked workers die with a killed rank; those of a fork server, Python 3.14's default, live on.
                 multiprocessing_context="fork" if num_workers else None,
                 worker_init_fn=_ignore_stop_signals,
@@ -179,25 +137,50 @@ class _Failure:
     error: UserError
 
 
-class _Steps(Dataset[StepBatch | _Failure]):
-    """Map-style data set whose item t is this rank's slice of step t."""
+_Item = Sequence[StepBatch | _Failure] | Parcel
+"""What one call of a loader process gives: some steps, of which a failure is the last."""
 
-    def __init__(self, stream: SampleStream, sizes: BatchSizes, dp_rank: int, dp_size: int, first_step: int) -> None:
+
+class _Steps(Dataset[_Item]):
+    """Map-style data set whose item t is this rank's slice of step t, and of some steps behind it."""
+
+    def __init__(
+        self,
+        stream: SampleStream,
+        sizes: BatchSizes,
+        dp_rank: int,
+        dp_size: int,
+        first_step: int,
+        steps: range,
+        together: int,
+    ) -> None:
         self._stream = stream
         self._sizes = sizes
-        self._dp_rank = dp_rank
-        self._dp_size = dp_size
+        self._rank = dp_rank, dp_size
         self._first_step = first_step
+        self._steps = steps
+        self._together = together
 
-    def __getitem__(self, step: int) -> StepBatch | _Failure:
+    def __getitem__(self, step: int) -> _Item:
+        batches: list[StepBatch] = []
+        for later in range(step, min(step + self._together, self._steps.stop)):
+            try:
+                batches.append(self._read(later))
+            except UserError as error:
+                return [*batches, _Failure(error)]
+        return batches if get_worker_info() is None else Parcel.of(batches)
+
+    def _read(self, step: int) -> StepBatch:
         first, size = self._sizes.first_sample(step), self._sizes.size(step)
-        begin, end = (first + row for row in slice_of(size, self._dp_rank, self._dp_size))
-        try:
-            picks = self._stream.picks(begin, end)
-            rows = self._stream.read(picks)
-        except UserError as error:
-            return _Failure(error)
-        return _step_batch(self._first_step + step, begin, size, picks, rows)
+        begin, end = (first + row for row in slice_of(size, *self._rank))
+        picks = self._stream.picks(begin, end)
+        return _step_batch(self._first_step + step, begin, size, picks, self._stream.read(picks))
+
+
+def _steps_together(stream: SampleStream, sizes: BatchSizes, dp_size: int, prefetch_steps: int) -> int:
+    """Steps that a loader process sends in one message: a message costs as much as some hundred kilobytes."""
+    step_bytes = 8 * stream.sequence_length * -(-sizes.final // dp_size)
+    return max(1, min(prefetch_steps, _MESSAGE_BYTES // step_bytes))
 
 
 def _step_batch(step: int, first_sample: int, size: int, picks: Picks, rows: SampleBatch) -> StepBatch:
@@ -227,7 +210,7 @@ def _ignore_stop_signals(worker: int) -> None:
 
 
 def _handled(
-    load: Callable[[int], Iterator[StepBatch | _Failure]],
+    load: Callable[[int], Iterator[_Item]],
     stream: SampleStream,
     ahead: FetchAhead,
     step: int,
@@ -237,7 +220,7 @@ def _handled(
     """The batches that `load` gives from a step on; begun again at a step for which shards went into quarantine."""
     with ahead.running():
         while step < stop_step:
-            for item in load(step):
+            for item in _single(load(step)):
                 error = item.error if isinstance(item, _Failure) else None
                 if error is not None and (handle_broken is None or not isinstance(error, BrokenSource)):
                     raise error
@@ -250,3 +233,8 @@ def _handled(
                 step += 1
                 ahead.advance(step)
                 yield item
+
+
+def _single(items: Iterator[_Item]) -> Iterator[StepBatch | _Failure]:
+    for item in items:
+        yield from item.unpacked() if isinstance(item, Parcel) else item

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipeline.loader import StepBatch, training_batches
+from data_pipeline.batches import StepBatch
+from data_pipeline.loader import training_batches
 from data_pipeline.ramp import BatchSizes
 from data_pipeline.stream import SampleStream
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from ptm_dist.parallel.shards import LocalShard
 
 

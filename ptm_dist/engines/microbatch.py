@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.models.spec import ModelSpec
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from ptm_dist.engines.engine import EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch

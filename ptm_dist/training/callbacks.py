@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from ptm_dist.checkpoint.retention import prune
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description
 from ptm_dist.parallel.control import ControlGroup

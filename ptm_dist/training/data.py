@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.loader import BrokenHandler, StepBatch, training_batches, validation_batches
+from data_pipeline.batches import StepBatch
+from data_pipeline.loader import BrokenHandler, training_batches, validation_batches
 from data_pipeline.samples import Samples, ShardSamples
 from data_pipeline.samples.joined import JoinedSamples
 from data_pipeline.samples.objectives import ObjectiveOptions, build_samples

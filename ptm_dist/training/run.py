@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, best, sweep
 from ptm_dist.engines import build_engine
 from ptm_dist.engines.engine import Engine

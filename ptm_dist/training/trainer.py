@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from data_pipeline.batches import StepBatch
 from data_pipeline.errors import UserError
-from data_pipeline.loader import StepBatch
 from ptm_dist.engines.engine import Engine, StepResult
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.phases import tokens_before

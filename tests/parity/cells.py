@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from data_pipeline.ramp import slice_of
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.native import NativeEngine

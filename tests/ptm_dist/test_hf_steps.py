@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.loader import StepBatch
+from data_pipeline.batches import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models.hf import from_hf, hf_config

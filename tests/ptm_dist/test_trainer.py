@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data_pipeline.batches import StepBatch
 from data_pipeline.errors import DataError
-from data_pipeline.loader import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.engine import StepResult
 from ptm_dist.optim.schedules import learning_rate

@@ -18,8 +18,9 @@ from benchmarks.pipeline.candidates.plain import (
     time_consuming,
     time_reading,
 )
+from data_pipeline.batches import StepBatch
 from data_pipeline.build import BuildOptions, LocalTeam, build_shards
-from data_pipeline.loader import StepBatch, training_batches
+from data_pipeline.loader import training_batches
 from data_pipeline.order import SampleOrder
 from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import Samples
