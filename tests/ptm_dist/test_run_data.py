@@ -16,6 +16,7 @@ from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.schema import Recipe
 from ptm_dist.training.data import RecipeData
 from ptm_dist.training.preflight import check_checkpoint
+from tests.data_pipeline.servers import random_faults, web_server
 from tests.ptm_dist.recipes import small_recipe
 from tests.ptm_dist.runs import events, losses, make_recipe, run_alone, run_processes, validation_losses, write_data
 
@@ -124,6 +125,28 @@ def test_all_ranks_go_on_without_a_broken_shard_and_remember_it(folder):
     assert [(event["source"], event["shard"]) for event in told] == [("books", name)]
     assert "is damaged" in told[0]["problem"]
     assert latest(split.directory / "checkpoints").manifest.quarantine == (("books", name),)
+
+
+def from_web(folder: Path, url: str, name: str) -> Recipe:
+    """The recipe of :func:`mixed` with its text behind a URL, and a cache that cannot hold all of it."""
+    sources = [{**source, "path": f"{url}/{source['name']}"} for source in SOURCES]
+    largest = max(path.stat().st_size for path in folder.rglob("shard-*.tar"))
+    cache = {"directory": str(folder / f"cache-{name}"), "limit_gb": 4 * largest / 1e9, "timeout_seconds": 5}
+    return mixed(folder, name, {"sources": sources, "cache": cache, "shuffle": "block", "shuffle_shards": 2})
+
+
+def test_a_run_from_a_web_server_equals_one_from_a_folder(folder):
+    here = mixed(folder, "here", {"shuffle": "block", "shuffle_shards": 2})
+    run_alone(here)
+    with web_server(folder, faults=random_faults(0.05, ("error", "truncate", "flip"))) as server:
+        there = from_web(folder, server.url, "there")
+        assert run_processes(there, 2) == [0, 0]
+        assert server.requests
+    assert losses(there) == pytest.approx(losses(here), rel=1e-10)
+    assert validation_losses(there) == pytest.approx(validation_losses(here), rel=1e-10)
+    told = {event["source"]: event for event in events(there, "cache")}
+    assert set(told) == {"web", "books"}
+    assert told["web"]["fetched_bytes"] > 0
 
 
 def test_a_missing_shard_is_replaced_too(folder):
