@@ -172,7 +172,7 @@ def _description(section: ModelSection, out: Path, folder: Path) -> Description:
         name=re.sub(r"[^A-Za-z0-9._-]", "-", out.absolute().name).lstrip("._-") or "imported",
         model=section,
         data=DataSection(
-            path=Path("data"), tokenizer=out.absolute() / "tokenizer", sequence_length=section.max_positions
+            path="data", tokenizer=out.absolute() / "tokenizer", sequence_length=section.max_positions
         ),
         objective=ObjectiveSection.model_validate({"kind": OBJECTIVES[section.family][0]}),
         optimizer=OptimizerSection(learning_rate=1e-4),
