@@ -29,7 +29,10 @@ def group() -> None:
     )
 )
 def train(
-    inputs: Annotated[list[str], typer.Option("--input", help="File or quoted glob (.jsonl, .txt, .gz); repeatable.")],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", help="File, quoted glob or URL: jsonl, txt, parquet, tar, also packed; repeatable."),
+    ],
     vocab_size: Annotated[int, typer.Option(min=1, help="Ids of the tokenizer, special ones included.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     kind: Annotated[
@@ -38,6 +41,9 @@ def train(
     lowercase: Annotated[
         bool, typer.Option("--lowercase", help="Fold case and strip accents (wordpiece only).")
     ] = False,
+    sample_bytes: Annotated[
+        int, typer.Option(min=1, help="Of more text than this, a sample drawn by content is read.")
+    ] = 256 << 20,
     overwrite: Overwrite = False,
     more_inputs: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="More inputs.")] = None,
     as_json: JsonFlag = False,
@@ -50,6 +56,7 @@ def train(
         kind=kind,
         vocab_size=vocab_size,
         out=out,
+        limit_bytes=sample_bytes,
         lowercase=lowercase,
         overwrite=overwrite,
     )
