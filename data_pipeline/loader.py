@@ -74,15 +74,17 @@ def training_batches(
     steps = _Steps(stream, sizes, dp_rank, dp_size, first_step, range(start_step, stop_step), together)
 
     def load(step: int) -> Iterator[_Item]:
+        if not num_workers:  # without processes torch's loader only costs time
+            return (_pinned(steps[later]) if pin_memory else steps[later] for later in range(step, stop_step))
         return iter(
             DataLoader(
                 steps,
                 batch_size=None,
                 sampler=range(step, stop_step, together),
                 num_workers=num_workers,
-                prefetch_factor=max(1, prefetch_steps // together) if num_workers else None,
+                prefetch_factor=max(1, prefetch_steps // together),
                 # Forked workers die with a killed rank; those of a fork server, Python 3.14's default, live on.
-                multiprocessing_context="fork" if num_workers else None,
+                multiprocessing_context="fork",
                 worker_init_fn=_ignore_stop_signals,
                 pin_memory=pin_memory,
                 generator=torch.Generator(),  # the loader draws worker seeds; without its own it would take torch's
@@ -175,6 +177,12 @@ class _Steps(Dataset[_Item]):
         begin, end = (first + row for row in slice_of(size, *self._rank))
         picks = self._stream.picks(begin, end)
         return _step_batch(self._first_step + step, begin, size, picks, self._stream.read(picks))
+
+
+def _pinned(items: _Item) -> _Item:
+    if isinstance(items, Parcel):
+        return items.pin_memory()
+    return [item.pin_memory() if isinstance(item, StepBatch) else item for item in items]
 
 
 def _steps_together(stream: SampleStream, sizes: BatchSizes, dp_size: int, prefetch_steps: int) -> int:
