@@ -171,9 +171,7 @@ def _description(section: ModelSection, out: Path, folder: Path) -> Description:
     recipe = Recipe(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", out.absolute().name).lstrip("._-") or "imported",
         model=section,
-        data=DataSection(
-            path="data", tokenizer=out.absolute() / "tokenizer", sequence_length=section.max_positions
-        ),
+        data=DataSection(path="data", tokenizer=out.absolute() / "tokenizer", sequence_length=section.max_positions),
         objective=ObjectiveSection.model_validate({"kind": OBJECTIVES[section.family][0]}),
         optimizer=OptimizerSection(learning_rate=1e-4),
         training=TrainingSection(steps=1, global_batch_size=1),
