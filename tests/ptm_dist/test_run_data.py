@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data_pipeline.batches import StepBatch
 from data_pipeline.errors import DataError
 from data_pipeline.shards import ShardSet
 from ptm_dist.checkpoint.store import latest
@@ -28,6 +32,14 @@ def folder(tmp_path: Path) -> Path:
     for number, source in enumerate(SOURCES):
         write_data(tmp_path / str(source["name"]), seed=number, shards=4)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("shared")
+    for number, source in enumerate(SOURCES):
+        write_data(place / str(source["name"]), seed=number, shards=4)
+    return place
 
 
 def mixed(folder: Path, name: str, data: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Recipe:
@@ -100,6 +112,50 @@ def test_block_shuffling_reads_a_shard_to_its_end_before_many_others_are_opened(
     shards = np.searchsorted(starts, order * 16, side="right") - 1
     half = np.flatnonzero(np.isin(shards, shards[: shards.size // 4]))
     assert len(set(shards[: half[-1] + 1].tolist())) == 2
+
+
+@st.composite
+def reading_plans(draw: st.DrawFn) -> dict[str, Any]:
+    """What decides the order of a run: mixture, shuffle, batch sizes that grow, phases of other lengths."""
+    start = draw(st.integers(1, 6))
+    ramp = {"start": start, "increment": draw(st.integers(1, 3)), "samples": draw(st.integers(1, 25))}
+    phase = {"until_step": draw(st.integers(1, 7)), "sequence_length": draw(st.sampled_from([6, 8, 12]))}
+    weights = [draw(st.integers(0, 5)), draw(st.integers(1, 5))]
+    return {
+        "data": {
+            "shuffle": draw(st.sampled_from(["global", "block", "none"])),
+            "shuffle_shards": draw(st.integers(1, 3)),
+            "weight_changes": [{"from_step": draw(st.integers(2, 8)), "weights": weights}],
+        },
+        "training": {
+            "steps": 8,
+            "batch_ramp": draw(st.sampled_from([None, ramp])),
+            "phases": draw(st.sampled_from([[], [phase]])),
+        },
+        "objective": {"kind": draw(st.sampled_from(["causal", "mlm", "mlm_nsp"]))},
+    }
+
+
+@settings(deadline=None, max_examples=100)
+@given(plan=reading_plans(), stop=st.integers(1, 7), before=st.integers(1, 6), after=st.integers(1, 6))
+def test_any_plan_is_read_in_one_order_by_any_ranks_stopped_anywhere(shared_folder, plan, stop, before, after):
+    recipe = mixed(shared_folder, "run", **plan)
+    data = RecipeData(recipe)
+    alone = [whole(pieces) for pieces in zip(data.training(0, 0, 1), strict=True)]
+    assert len(alone) == 8
+    first = [data.training(0, rank, before) for rank in range(before)]
+    found = [whole(pieces) for pieces, _ in zip(zip(*first, strict=True), range(stop), strict=False)]
+    again = RecipeData(recipe)
+    found += [
+        whole(pieces) for pieces in zip(*[again.training(stop, rank, after) for rank in range(after)], strict=True)
+    ]
+    for one, other in zip(alone, found, strict=True):
+        assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def whole(pieces: tuple[StepBatch, ...]) -> list[torch.Tensor]:
+    """A global batch, put together from the slices of all ranks."""
+    return [torch.cat([getattr(piece, name) for piece in pieces]) for name in ("inputs", "labels", "segments")]
 
 
 def damage(shards: Path) -> str:
