@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from data_pipeline.ramp import BatchSizes, slice_of
+from data_pipeline.ramp import BatchSizes
 from data_pipeline.store import Prefetcher, RemoteFiles
 from data_pipeline.stream import SampleStream
 
@@ -60,9 +60,7 @@ class FetchAhead:
         """The shards of a source that each step from `step` on reads for this rank."""
         samples = self._stream.sources[number].samples
         for later in range(step, self._stop_step):
-            first = self._sizes.first_sample(later)
-            begin, end = slice_of(self._sizes.size(later), *self._rank)
-            picks = self._stream.picks(first + begin, first + end)
+            picks = self._stream.picks(*self._sizes.counters(later, *self._rank))
             own = picks.sources == number
             shards = samples.shards_of(picks.indices[own], picks.epochs[own])
             yield later, np.unique([shard for row in shards for shard in row]).astype(int).tolist()

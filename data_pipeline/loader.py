@@ -71,11 +71,11 @@ def training_batches(
         raise ValueError(f"steps [{start_step}, {stop_step}) after {first_step}")
     slice_of(sizes.final, dp_rank, dp_size)
     together = _steps_together(stream, sizes, dp_size, prefetch_steps) if num_workers else 1
-    steps = _Steps(stream, sizes, dp_rank, dp_size, first_step, range(start_step, stop_step), together)
+    steps = _Steps(stream, sizes, dp_rank, dp_size, first_step, stop_step, together)
 
     def load(step: int) -> Iterator[_Item]:
         if not num_workers:  # without processes torch's loader only costs time
-            return (_pinned(steps[later]) if pin_memory else steps[later] for later in range(step, stop_step))
+            return map(steps.__getitem__, range(step, stop_step))
         return iter(
             DataLoader(
                 steps,
@@ -92,7 +92,8 @@ def training_batches(
         )
 
     ahead = FetchAhead(stream, sizes, dp_rank, dp_size, stop_step)
-    return _handled(load, stream, ahead, start_step, stop_step, handle_broken)
+    batches = _handled(load, stream, ahead, start_step, stop_step, handle_broken)
+    return map(StepBatch.pin_memory, batches) if pin_memory and not num_workers else batches
 
 
 def validation_batches(
@@ -153,19 +154,19 @@ class _Steps(Dataset[_Item]):
         dp_rank: int,
         dp_size: int,
         first_step: int,
-        steps: range,
+        stop_step: int,
         together: int,
     ) -> None:
         self._stream = stream
         self._sizes = sizes
         self._rank = dp_rank, dp_size
         self._first_step = first_step
-        self._steps = steps
+        self._stop_step = stop_step
         self._together = together
 
     def __getitem__(self, step: int) -> _Item:
         batches: list[StepBatch] = []
-        for later in range(step, min(step + self._together, self._steps.stop)):
+        for later in range(step, min(step + self._together, self._stop_step)):
             try:
                 batches.append(self._read(later))
             except UserError as error:
@@ -173,16 +174,10 @@ class _Steps(Dataset[_Item]):
         return batches if get_worker_info() is None else Parcel.of(batches)
 
     def _read(self, step: int) -> StepBatch:
-        first, size = self._sizes.first_sample(step), self._sizes.size(step)
-        begin, end = (first + row for row in slice_of(size, *self._rank))
+        begin, end = self._sizes.counters(step, *self._rank)
         picks = self._stream.picks(begin, end)
+        size = self._sizes.size(step)
         return _step_batch(self._first_step + step, begin, size, picks, self._stream.read(picks))
-
-
-def _pinned(items: _Item) -> _Item:
-    if isinstance(items, Parcel):
-        return items.pin_memory()
-    return [item.pin_memory() if isinstance(item, StepBatch) else item for item in items]
 
 
 def _steps_together(stream: SampleStream, sizes: BatchSizes, dp_size: int, prefetch_steps: int) -> int:

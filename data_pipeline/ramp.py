@@ -58,6 +58,12 @@ class BatchSizes:
         level = self._level(step)
         return level.first_sample + (step - level.first_step) * level.size
 
+    def counters(self, step: int, dp_rank: int, dp_size: int) -> tuple[int, int]:
+        """The counters [begin, end) of the samples that rank `dp_rank` of `dp_size` reads in a step."""
+        first = self.first_sample(step)
+        begin, end = slice_of(self.size(step), dp_rank, dp_size)
+        return first + begin, first + end
+
     def _level(self, step: int) -> _Level:
         if step < 0:
             raise ValueError(f"step {step}")

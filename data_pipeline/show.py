@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from data_pipeline.ramp import BatchSizes, slice_of
+from data_pipeline.ramp import BatchSizes
 from data_pipeline.samples import IGNORE_INDEX, Sample, Samples
 from data_pipeline.samples.causal import CausalSamples
 from data_pipeline.samples.packed import PackedSamples
@@ -62,8 +62,7 @@ def show_step(
         DataError: a shard is missing or damaged.
         ValueError: a negative step, or a rank that is not one of `dp_size`.
     """
-    first = sizes.first_sample(step)
-    begin, end = (first + row for row in slice_of(sizes.size(step), dp_rank, dp_size))
+    begin, end = sizes.counters(step, dp_rank, dp_size)
     shown = []
     picks = stream.picks(begin, end)
     rows = zip(picks.sources.tolist(), picks.indices.tolist(), picks.epochs.tolist(), strict=True)

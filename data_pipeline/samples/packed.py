@@ -105,8 +105,7 @@ class PackedSamples:
 
     def samples_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """As of :class:`ShardSamples`; a row is made of a whole shard, and so begins where that does."""
-        tokens = [shard.tokens for shard in self._shards.manifest.shards]
-        shard_starts = np.cumsum([0, *tokens], dtype=np.int64)
+        shard_starts = np.append(self._shards.shard_starts, self._shards.num_tokens)
         next_starts = shard_starts[np.searchsorted(shard_starts, positions)]
         return np.searchsorted(self._rows.begins[self._rows.starts[:-1]], next_starts).astype(np.int64)
 

@@ -61,6 +61,11 @@ class ShardSet:
         return self.files.location
 
     @property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """Position of each shard's first token in the whole set, [shards], int64."""
+        return self._begins
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all shards."""
         return int(self._ends[-1])

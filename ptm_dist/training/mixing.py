@@ -89,8 +89,7 @@ def _cell_places(recipe: Recipe, shards: ShardSet) -> NDArray[np.int64] | None:
     """
     lengths = [phase.sequence_length for phase in phases(recipe)]
     if recipe.data.shuffle == "block":
-        tokens = [shard.tokens for shard in shards.manifest.shards]
-        return np.cumsum([0, *tokens[:-1]], dtype=np.int64)
+        return shards.shard_starts
     if len(lengths) == 1:
         return None
     longest = max(lengths)

@@ -17,7 +17,7 @@ from data_pipeline.build import BuildOptions, LocalTeam, build_shards
 from data_pipeline.filters import FilterOptions
 from data_pipeline.shards import ShardSet
 from data_pipeline.sources import SourceOptions
-from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.tokenizers import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SIDES = ("train", "validation")
@@ -41,6 +41,13 @@ def build(source, folder, out, *, workers=1, overwrite=False, on_progress=None, 
         overwrite=overwrite,
         on_progress=on_progress,
     )
+
+
+def small_tokenizer(corpus, place):
+    """The folder of a tokenizer of few pieces, trained on the corpus."""
+    folder = place / "t"
+    train_tokenizer([str(corpus)], kind="sentencepiece-bpe", vocab_size=512, out=folder)
+    return folder
 
 
 def contents(folder):

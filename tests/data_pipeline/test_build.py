@@ -17,7 +17,7 @@ from data_pipeline.shards import Manifest, ShardSet, verify
 from data_pipeline.sources import Document, SourceOptions, read_documents
 from data_pipeline.tokenizers import load_tokenizer, train_tokenizer
 from data_pipeline.words import sentence_starts
-from tests.data_pipeline.builds import END, SIDES, contents, documents_of, shards_and_manifests
+from tests.data_pipeline.builds import END, SIDES, contents, documents_of, shards_and_manifests, small_tokenizer
 from tests.data_pipeline.builds import build as build_from
 from tests.data_pipeline.corpus_slice import write_documents, write_slice
 
@@ -29,9 +29,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "t"
-    train_tokenizer([str(corpus)], kind="sentencepiece-bpe", vocab_size=512, out=folder)
-    return folder
+    return small_tokenizer(corpus, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,17 @@ import pytest
 from data_pipeline.build import building, workplace
 from data_pipeline.errors import DataError
 from data_pipeline.sources import Document, read_documents
-from data_pipeline.tokenizers import train_tokenizer
-from tests.data_pipeline.builds import ROOT, build, command, contents, descendants, environment, kill_all, wait_until
+from tests.data_pipeline.builds import (
+    ROOT,
+    build,
+    command,
+    contents,
+    descendants,
+    environment,
+    kill_all,
+    small_tokenizer,
+    wait_until,
+)
 from tests.data_pipeline.corpus_slice import write_documents, write_slice
 
 OPTIONS = {"shard_bytes": 4_000, "deduplicate": "near"}
@@ -32,9 +41,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "t"
-    train_tokenizer([str(corpus)], kind="sentencepiece-bpe", vocab_size=512, out=folder)
-    return folder
+    return small_tokenizer(corpus, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,17 @@ import time
 
 import pytest
 
-from data_pipeline.tokenizers import train_tokenizer
-from tests.data_pipeline.builds import ROOT, build, command, contents, environment, kill_all, run, wait_until
+from tests.data_pipeline.builds import (
+    ROOT,
+    build,
+    command,
+    contents,
+    environment,
+    kill_all,
+    run,
+    small_tokenizer,
+    wait_until,
+)
 from tests.data_pipeline.corpus_slice import write_slice
 
 OPTIONS = ("--shard-bytes", 10_000, "--validation-fraction", 0.2, "--deduplicate", "near")
@@ -22,9 +31,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "t"
-    train_tokenizer([str(corpus)], kind="sentencepiece-bpe", vocab_size=512, out=folder)
-    return folder
+    return small_tokenizer(corpus, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,7 @@ def folder(tmp_path_factory):
 
 def stream_of(shards, kind="causal"):
     samples = build_samples(shards, ObjectiveOptions(kind), 32, 7, "train", keep_tail=False)
-    starts = np.cumsum([0, *[entry.tokens for entry in shards.manifest.shards[:-1]]])
-    cells = np.append(samples.samples_before(starts), len(samples))
+    cells = np.append(samples.samples_before(shards.shard_starts), len(samples))
     order = SampleOrder(len(samples), 7, "train", "block", cells=cells, block_cells=3)
     return SampleStream([StreamSource("train", samples, order, 7, shards)])
 
