@@ -29,7 +29,8 @@ class Embeddings(nn.Module):
     ) -> Tensor:
         """Token, segment and position ids ``[batch, seq]``, int64, to ``[batch, seq, hidden]``.
 
-        Without segments all are 0; without positions they count from the start of the row.
+        Position ids may be ``[seq]``, the same in every row. Without segments all are 0; without positions they count
+        from the start of the row.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)

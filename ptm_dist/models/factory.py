@@ -7,7 +7,7 @@ import torch
 from ptm_dist.models.albert import albert_spec
 from ptm_dist.models.bert import bert_spec
 from ptm_dist.models.gpt import gpt1_spec, gpt2_spec, gpt3_spec
-from ptm_dist.models.model import LanguageModel
+from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.roberta import roberta_spec
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.recipe.schema import Family, ModelSection
@@ -27,12 +27,14 @@ def model_spec(section: ModelSection) -> ModelSpec:
     return _FAMILIES[section.family](section)
 
 
-def build_model(section: ModelSection) -> LanguageModel:
+def build_model(section: ModelSection, part: Part | None = None) -> LanguageModel:
     """The module a recipe names, on the current default device (use ``torch.device("meta")`` to allocate nothing).
+
+    A part of it, if one is given.
 
     Weights are whatever torch leaves there: see :mod:`ptm_dist.models.initialization`.
     """
-    return LanguageModel(model_spec(section))
+    return LanguageModel(model_spec(section), part)
 
 
 def parameter_shapes(section: ModelSection) -> dict[str, tuple[int, ...]]:

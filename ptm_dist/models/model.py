@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ptm_dist.models.attention import Mixer, SdpaMixer, Sight, Window
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.heads import CausalHead, MaskedHead, PairHead
 from ptm_dist.models.spec import ModelSpec
@@ -25,44 +28,82 @@ class ModelOutput(NamedTuple):
     pairs: Tensor | None
 
 
-class LanguageModel(nn.Module):
-    """A transformer with a head over the vocabulary.
+@dataclass(frozen=True)
+class Part:
+    """Consecutive layers of a model, with what stands before the first and behind the last one.
 
-    Blocks are kept by number in a dictionary: a part of the model that holds some of them keeps their names.
-    With fewer blocks than layers, each serves several layers in a row.
+    Attributes:
+        first: its first layer.
+        end: the layer behind its last one.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    first: int
+    end: int
+
+
+class LanguageModel(nn.Module):
+    """A transformer with a head over the vocabulary, or a part of one.
+
+    Blocks are kept by number in a dictionary: a part keeps the names that its parameters have in the whole. With
+    fewer blocks than layers, each serves several layers in a row.
+
+    Args:
+        spec: of the whole model.
+        part: None for the whole.
+    """
+
+    def __init__(self, spec: ModelSpec, part: Part | None = None) -> None:
         super().__init__()
         hidden_size = spec.block.hidden_size
         self.spec = spec
-        self.embeddings = Embeddings(spec.embedding, hidden_size, spec.block.layer_norm_eps)
-        self.layers = nn.ModuleDict({str(group): Block(spec.block) for group in range(spec.layer_groups)})
-        self.head = CausalHead(spec) if spec.block.causal else MaskedHead(spec)
-        self.pair_head = PairHead(hidden_size) if spec.pair_head else None
+        self.part = part or Part(0, spec.num_layers)
+        self.mixer: Mixer = SdpaMixer()
+        self.embeddings: Embeddings | None = None
+        self.head: CausalHead | MaskedHead | None = None
+        self.pair_head: PairHead | None = None
+        if self.part.first == 0:
+            self.embeddings = Embeddings(spec.embedding, hidden_size, spec.block.layer_norm_eps)
+        groups = sorted({spec.group_of(layer) for layer in range(self.part.first, self.part.end)})
+        self.layers = nn.ModuleDict({str(group): Block(spec.block) for group in groups})
+        if self.part.end == spec.num_layers:
+            self.head = CausalHead(spec) if spec.block.causal else MaskedHead(spec)
+            self.pair_head = PairHead(hidden_size) if spec.pair_head else None
+        self.before_heads: Callable[[Tensor], Tensor] = nn.Identity()
         self.tie()
 
     def tie(self) -> None:
-        """Make the head's matrix the token embedding, where the specification says so."""
-        if self.spec.tie_embeddings:
+        """Make the head's matrix the token embedding, where the specification says so and both are here."""
+        if self.spec.tie_embeddings and self.head is not None and self.embeddings is not None:
             self.head.decoder.weight = self.embeddings.token.weight
 
     def blocks(self) -> list[Block]:
         """The distinct blocks in order."""
         return [cast(Block, block) for block in self.layers.values()]
 
+    def parameter_names(self) -> dict[str, str]:
+        """For each parameter, by its name here, the name it has in the whole model.
+
+        They differ for the head's matrix in a part without the embeddings that it is tied to.
+        """
+        names = {name: name for name, _ in self.named_parameters()}
+        if self.spec.tie_embeddings and self.embeddings is None and self.head is not None:
+            names["head.decoder.weight"] = "embeddings.token.weight"
+        return names
+
     def forward(
         self,
-        input_ids: Tensor,
+        inputs: Tensor,
         segment_ids: Tensor | None = None,
         valid: Tensor | None = None,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> ModelOutput:
+        window: Window | None = None,
+    ) -> ModelOutput | Tensor:
         """Predict tokens, and how the parts of a sample belong together.
 
         Args:
-            input_ids: token ids, ``[batch, seq]``, int64.
+            inputs: token ids, ``[batch, seq]``, int64; for a part without embeddings the hidden states before it,
+                ``[batch, seq, hidden]``.
             segment_ids: which part of a pair each token belongs to, ``[batch, seq]``, int64; None: all to the first.
             valid: False at padding, ``[batch, seq]``, bool; padding stands at the end, so that a causal model need
                 not know of it. Each sample has a valid position.
@@ -70,41 +111,46 @@ class LanguageModel(nn.Module):
             documents: number of the document that each token belongs to, ``[batch, seq]``, int64, those of one document
                 side by side: tokens see their own document only and count positions from its start. None: a row is
                 one text. For causal models.
+            window: the positions of the sequence that a row holds, where it does not hold all or `inputs` does not
+                tell how many; `valid` and `documents` are of whole sequences even then.
+
+        Returns: predictions, or what a part without heads gives, ``[batch, seq, hidden]``.
         """
-        hidden = self.encode(input_ids, segment_ids, valid, documents)
+        hidden = self.encode(inputs, segment_ids, valid, documents, window)
+        if self.head is None:
+            return hidden
+        hidden = self.before_heads(hidden)
         pairs = None if self.pair_head is None else self.pair_head(hidden)
         return ModelOutput(self.head(hidden, positions), pairs)
 
     def encode(
         self,
-        input_ids: Tensor,
+        inputs: Tensor,
         segment_ids: Tensor | None = None,
         valid: Tensor | None = None,
         documents: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
         """Hidden states after the last block, ``[batch, seq, hidden]``; arguments as in :meth:`forward`."""
-        places = None if documents is None else places_in_documents(documents)
-        hidden = self.embeddings(input_ids, segment_ids, places)
-        visible = self._visible(input_ids, valid, documents)
-        blocks = self.blocks()
-        for layer in range(self.spec.num_layers):
-            hidden = blocks[self.spec.group_of(layer)](hidden, visible[self.spec.band_of(layer)])
+        window = window or Window.whole(inputs.shape[1], inputs.device)
+        hidden = inputs
+        if self.embeddings is not None:
+            places = window.positions
+            if documents is not None:
+                places = places_in_documents(documents)[:, places]
+            hidden = self.embeddings(inputs, segment_ids, places)
+        visible = self._visible(window, valid, documents)
+        for layer in range(self.part.first, self.part.end):
+            block = self.layers[str(self.spec.group_of(layer))]
+            hidden = block(hidden, self.mixer, visible[self.spec.band_of(layer)])
         return hidden
 
-    def _visible(self, input_ids: Tensor, valid: Tensor | None, documents: Tensor | None) -> dict[int, Tensor | None]:
-        """For each width of attention band, which keys a query sees; None: what the block sees by itself."""
-        band = self.spec.attention_band
-        if not self.spec.block.causal:
-            return {0: None if valid is None else valid[:, None, None, :]}
-        if documents is None and not band:
-            return {0: None}
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        back = places[:, None] - places[None, :]
-        near = (back >= 0) & (back < band)
-        if documents is None:
-            return {0: None, band: near}
-        together = (documents[:, None, :, None] == documents[:, None, None, :]) & (back >= 0)
-        return {0: together, band: together & near} if band else {0: together}
+    def _visible(self, window: Window, valid: Tensor | None, documents: Tensor | None) -> dict[int, Any]:
+        """For each width of attention band, which keys a query sees, as the mixer wants it."""
+        causal = self.spec.block.causal
+        bands = {self.spec.band_of(layer) for layer in range(self.part.first, self.part.end)}
+        sights = {band: Sight(causal, band, None if causal else valid, documents) for band in bands}
+        return {band: self.mixer.prepare(sight, window) for band, sight in sights.items()}
 
 
 def places_in_documents(documents: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptm_dist.models.attention import Mixer
 from ptm_dist.models.spec import Activation, BlockSpec, NormPosition
 
 
@@ -30,17 +32,16 @@ class Attention(nn.Module):
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         self.head_size = spec.head_size
-        self.causal = spec.causal
         self.qkv = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
         self.output = nn.Linear(spec.hidden_size, spec.hidden_size)
 
-    def forward(self, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mixer: Mixer, visible: Any) -> Tensor:
         """Mix positions.
 
         Args:
             hidden: ``[batch, seq, hidden]``.
-            visible: which keys each query sees, bool, broadcast to ``[batch, heads, seq, seq]``; without it all,
-                or those before in a causal block.
+            mixer: computes the attention.
+            visible: which keys each query sees, prepared by the mixer.
 
         Returns: the shape of `hidden`.
         """
@@ -48,8 +49,7 @@ class Attention(nn.Module):
         batch, seq, width = qkv.shape
         heads = width // (3 * self.head_size)
         query, key, value = qkv.view(batch, seq, heads, 3, self.head_size).permute(3, 0, 2, 1, 4).unbind(0)
-        is_causal = self.causal and visible is None
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=is_causal)
+        mixed = mixer.mix(query, key, value, visible)
         return self.output(mixed.transpose(1, 2).reshape(batch, seq, heads * self.head_size))
 
 
@@ -78,10 +78,10 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.ffn = FeedForward(spec)
 
-    def forward(self, hidden: Tensor, visible: Tensor | None = None) -> Tensor:
-        """``[batch, seq, hidden]`` to the same shape; `visible` as in :meth:`Attention.forward`."""
+    def forward(self, hidden: Tensor, mixer: Mixer, visible: Any) -> Tensor:
+        """``[batch, seq, hidden]`` to the same shape; mixer and visible as in :meth:`Attention.forward`."""
         if self.norm_position is NormPosition.PRE:
-            hidden = hidden + self.attention(self.attention_norm(hidden), visible)
+            hidden = hidden + self.attention(self.attention_norm(hidden), mixer, visible)
             return hidden + self.ffn(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self.attention(hidden, visible))
+        hidden = self.attention_norm(hidden + self.attention(hidden, mixer, visible))
         return self.ffn_norm(hidden + self.ffn(hidden))

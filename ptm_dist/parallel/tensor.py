@@ -8,11 +8,13 @@ ranks do not divide); only attention heads stay whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.collectives import enter, gather_positions, leave
@@ -133,33 +135,30 @@ def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
         block.attention.output = RowParallelLinear(block.attention.output, split)
         block.ffn.up = ColumnParallelLinear(block.ffn.up, split)
         block.ffn.down = RowParallelLinear(block.ffn.down, split)
-    embeddings = model.embeddings
+    _split_embeddings(model.embeddings, split)
+    _split_head(model, split)
+    model.tie()
+
+
+def _split_embeddings(embeddings: Embeddings | None, split: TensorSplit) -> None:
+    if embeddings is None:
+        return
     embeddings.token = VocabParallelEmbedding(embeddings.token, split)
-    into_head = split
     if split.sequence_parallel:
         embeddings.position = SequenceRangeEmbedding(embeddings.position, split)
         if embeddings.segment is not None:
             embeddings.segment = SequenceRangeEmbedding(embeddings.segment, split)
-        if not model.spec.block.causal:
-            _gather_before_heads(model, split)
-            into_head = replace(split, sequence_parallel=False)
-    model.head.decoder = ColumnParallelLinear(model.head.decoder, into_head)
-    model.tie()
 
 
-def _gather_before_heads(model: LanguageModel, split: TensorSplit) -> None:
+def _split_head(model: LanguageModel, split: TensorSplit) -> None:
     """Heads that pick positions need all of them; they are small, so each rank computes them whole."""
-    encode = model.encode
-
-    def encode_whole(
-        input_ids: Tensor,
-        segment_ids: Tensor | None = None,
-        valid: Tensor | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        return gather_positions(encode(input_ids, segment_ids, valid, documents), split.ranks)
-
-    model.encode = encode_whole  # type: ignore[method-assign]
+    if model.head is None:
+        return
+    into_head = split
+    if split.sequence_parallel and not model.spec.block.causal:
+        model.before_heads = partial(gather_positions, ranks=split.ranks)
+        into_head = replace(split, sequence_parallel=False)
+    model.head.decoder = ColumnParallelLinear(model.head.decoder, into_head)
 
 
 def sees_range_of_positions(name: str, spec: ModelSpec, split: TensorSplit) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ptm_dist.errors import LayoutError, RecipeError
 from ptm_dist.recipe.data_checks import data_problems
 from ptm_dist.recipe.family_checks import family_problems, phase_problems
-from ptm_dist.recipe.layout import divisors, either, layout_problems
+from ptm_dist.recipe.layout import divisors, either, layout_problems, model_parallel_size
 from ptm_dist.recipe.schema import Recipe
 
 
@@ -91,7 +91,7 @@ def _split_problems(recipe: Recipe, world_size: int) -> Iterator[str]:
                 f"layout.sequence_parallel needs {key}={length} to be a multiple of "
                 f"layout.tensor_parallel={tensor}; use {length - length % tensor or tensor}"
             )
-    data_parallel = world_size // tensor
+    data_parallel = world_size // model_parallel_size(layout)
     if recipe.training.global_batch_size < data_parallel:
         yield (
             f"training.global_batch_size={recipe.training.global_batch_size} gives some of the "

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
 
 from ptm_dist.errors import LayoutError
-from ptm_dist.recipe.schema import LayoutSection, Recompute
+from ptm_dist.recipe.schema import LayoutSection, PipelineSchedule, Recompute
 
 
 @dataclass(frozen=True)
 class ResolvedLayout:
-    """A layout without `auto`: world_size = data_parallel * tensor_parallel, data_parallel = replicate * shard.
+    """A layout without `auto`: world_size = pipeline_parallel * data_parallel * context_parallel * tensor_parallel.
+
+    Data parallelism is replicate * shard.
 
     Attributes:
         world_size: processes of the run.
@@ -21,8 +26,17 @@ class ResolvedLayout:
         zero_stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are shared.
         tensor_parallel: ranks that share each layer's matrices.
         sequence_parallel: activations outside the matrices are split over the tensor-parallel ranks.
+        pipeline_parallel: ranks that hold different layers.
+        pipeline_schedule: order of micro-batches in a pipeline.
+        stages_per_rank: stages on each pipeline rank.
+        pipeline_split: first layer of every stage but the first; None: stages of about equal cost.
+        pipeline_schedule_file: the order, with pipeline_schedule=file.
+        context_parallel: ranks that share each sequence.
+        context_method: how they attend to each other's positions.
         micro_batch_size: samples per forward pass of one data-parallel rank.
         recompute: activation checkpointing.
+        recompute_every: of every n-th layer only.
+        offload: what lies in host memory between its uses.
         compile: torch.compile of every block.
     """
 
@@ -33,9 +47,23 @@ class ResolvedLayout:
     zero_stage: int
     tensor_parallel: int
     sequence_parallel: bool
+    pipeline_parallel: int
+    pipeline_schedule: PipelineSchedule
+    stages_per_rank: int
+    pipeline_split: tuple[int, ...] | None
+    pipeline_schedule_file: Path | None
+    context_parallel: int
+    context_method: Literal["ring", "ulysses"]
     micro_batch_size: int
     recompute: Recompute
+    recompute_every: int
+    offload: Literal["none", "optimizer", "parameters"]
     compile: bool
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the pipeline."""
+        return self.pipeline_parallel * self.stages_per_rank
 
     def micro_batches(self, global_batch_size: int, times_shorter: int = 1) -> tuple[int, int]:
         """How many micro-batches a step has on every rank, and how many samples each.
@@ -62,6 +90,11 @@ class ResolvedLayout:
         if self.tensor_parallel > 1:
             sequence = " (sequence parallel)" if self.sequence_parallel else ""
             parts.append(f"tensor parallel {self.tensor_parallel}{sequence}")
+        if self.context_parallel > 1:
+            parts.append(f"context parallel {self.context_parallel} ({self.context_method})")
+        if self.pipeline_parallel > 1:
+            stages = f", {self.stages_per_rank} stages per rank" if self.stages_per_rank > 1 else ""
+            parts.append(f"pipeline parallel {self.pipeline_parallel} ({self.pipeline_schedule}{stages})")
         return ", ".join(parts) or "single process"
 
 
@@ -77,7 +110,7 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
     problems = list(layout_problems(layout, world_size))
     if problems:
         raise LayoutError("\n".join(problems))
-    data_parallel = world_size // layout.tensor_parallel
+    data_parallel = world_size // model_parallel_size(layout)
     replicate = data_parallel if layout.zero_stage == 0 else layout.data_parallel_replicate
     return ResolvedLayout(
         world_size=world_size,
@@ -87,27 +120,58 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
         zero_stage=layout.zero_stage,
         tensor_parallel=layout.tensor_parallel,
         sequence_parallel=layout.sequence_parallel,
+        pipeline_parallel=layout.pipeline_parallel,
+        pipeline_schedule=layout.pipeline_schedule,
+        stages_per_rank=stages_per_rank(layout),
+        pipeline_split=layout.pipeline_split,
+        pipeline_schedule_file=layout.pipeline_schedule_file,
+        context_parallel=layout.context_parallel,
+        context_method=layout.context_method,
         micro_batch_size=layout.micro_batch_size,
         recompute=layout.recompute,
+        recompute_every=layout.recompute_every,
+        offload=layout.offload,
         compile=layout.compile,
     )
 
 
+def stages_per_rank(layout: LayoutSection) -> int:
+    """Stages on each pipeline rank, default filled in."""
+    single = {PipelineSchedule.GPIPE, PipelineSchedule.ONE_F_ONE_B}
+    if layout.pipeline_stages_per_rank is not None:
+        return layout.pipeline_stages_per_rank
+    return 1 if layout.pipeline_parallel == 1 or layout.pipeline_schedule in single else 2
+
+
+def model_parallel_size(layout: LayoutSection) -> int:
+    """Ranks that share one copy of the model and one slice of the samples."""
+    return prod(_model_parallel(layout).values())
+
+
+def _model_parallel(layout: LayoutSection) -> dict[str, int]:
+    """The sizes that share a model or a sequence, by key; those of 1 left out."""
+    keys = ("tensor_parallel", "context_parallel", "pipeline_parallel")
+    sizes = {f"layout.{key}": getattr(layout, key) for key in keys}
+    return {key: size for key, size in sizes.items() if size > 1}
+
+
 def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
     """Why a layout does not multiply to a world of this size, each with what to use instead."""
-    tensor, data, copies = layout.tensor_parallel, layout.data_parallel, layout.data_parallel_replicate
-    if world_size % tensor:
+    model, data, copies = _model_parallel(layout), layout.data_parallel, layout.data_parallel_replicate
+    size = prod(model.values())
+    named = " x ".join(f"{key}={value}" for key, value in model.items()) or "layout.tensor_parallel=1"
+    if world_size % size:
         yield (
-            f"layout.tensor_parallel={tensor} does not divide the {processes(world_size)} of this run; "
-            f"use {either(divisors(world_size))}, or start a multiple of {tensor}"
+            f"{named} does not divide the {processes(world_size)} of this run; "
+            f"use {either(divisors(world_size))}, or start a multiple of {size}"
         )
         return
-    fitting = world_size // tensor
+    fitting = world_size // size
     if data != "auto" and data != fitting:  # noqa: PLR1714  (mypy narrows this form)
         yield (
-            f"layout.data_parallel={data} x layout.tensor_parallel={tensor} does not make the "
+            f"layout.data_parallel={data} x {named} does not make the "
             f"{processes(world_size)} of this run; use layout.data_parallel={fitting} (or auto), "
-            f"or start {processes(data * tensor)}"
+            f"or start {processes(data * size)}"
         )
         return
     if copies > 1 and layout.zero_stage == 0:

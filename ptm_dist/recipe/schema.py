@@ -32,6 +32,8 @@ class Precision(StrEnum):
     """Everything in float64: for parity proofs."""
     BF16 = "bf16"
     """Compute in bfloat16; float32 master weights, gradient reduction and optimizer state."""
+    FP16 = "fp16"
+    """Compute in float16 with a loss scale that adapts; the rest as in bf16."""
 
 
 class Recompute(StrEnum):
@@ -39,8 +41,31 @@ class Recompute(StrEnum):
 
     NONE = "none"
     """Every activation is stored."""
+    SELECTIVE = "selective"
+    """Outputs of matrices, attention and communication are stored, cheap operations run again (arXiv 2205.05198)."""
     FULL = "full"
     """Each block stores its input only (Chen et al. 2016, arXiv 1604.06174)."""
+
+
+class PipelineSchedule(StrEnum):
+    """In which order a pipeline's stages compute the micro-batches of a step."""
+
+    GPIPE = "gpipe"
+    """All forward passes, then all backward passes (Huang et al. 2018, arXiv 1811.06965)."""
+    ONE_F_ONE_B = "1f1b"
+    """Forward and backward passes in turn: few micro-batches are stored (Narayanan et al. 2019, arXiv 1806.03377)."""
+    LOOPED_BFS = "looped_bfs"
+    """Several stages per rank, all micro-batches through one of them first (Lamy-Poirier 2022, arXiv 2211.05953)."""
+    INTERLEAVED_1F1B = "interleaved_1f1b"
+    """1f1b with several stages per rank (Narayanan et al. 2021, arXiv 2104.04473)."""
+    INTERLEAVED_ZERO_BUBBLE = "interleaved_zero_bubble"
+    """The same with the gradients of weights put off into the gaps (Qi et al. 2023, arXiv 2401.10241)."""
+    ZBV_ZERO_BUBBLE = "zbv_zero_bubble"
+    """Two stages per rank, the second ones in reverse order, gradients of weights put off (same paper)."""
+    DUALPIPEV = "dualpipev"
+    """Stages as in zbv, with forward and backward passes of different stages side by side (DeepSeek-V3, 2412.19437)."""
+    FILE = "file"
+    """What layout.pipeline_schedule_file says."""
 
 
 class Family(StrEnum):
@@ -297,13 +322,53 @@ class LayoutSection(Section):
     """Ranks that share each layer's matrices."""
     sequence_parallel: bool = False
     """Split activations outside the matrices along the sequence over the tensor-parallel ranks."""
+    pipeline_parallel: PositiveInt = 1
+    """Ranks that hold different layers."""
+    pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
+    """Order of micro-batches in a pipeline."""
+    pipeline_stages_per_rank: PositiveInt | None = None
+    """Stages on each pipeline rank; left out: 1 for gpipe and 1f1b, else 2."""
+    pipeline_split: tuple[PositiveInt, ...] | None = None
+    """First layer of every stage but the first; left out: stages of about equal cost."""
+    pipeline_schedule_file: Path | None = None
+    """With pipeline_schedule=file: CSV with a row per rank and an action per cell, such as 0F1 (forward pass of
+    micro-batch 1 in stage 0), 0B1 (backward pass), 0I1 and 0W1 (its two halves: of inputs, of weights)."""
+    context_parallel: PositiveInt = 1
+    """Ranks that share each sequence."""
+    context_method: Literal["ring", "ulysses"] = "ring"
+    """How they attend to each other's positions: keys and values go round (arXiv 2310.01889), or positions are
+    exchanged for heads (arXiv 2309.14509)."""
     micro_batch_size: PositiveInt = 1
     """Samples per forward pass of one data-parallel rank, more of them in a phase of shorter sequences; the rest of
     the batch accumulates."""
     recompute: Recompute = Recompute.NONE
     """Activation checkpointing."""
+    recompute_every: PositiveInt = 1
+    """Recompute every n-th layer only."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lies in host memory between its uses: optimizer state, or parameters and gradients as well."""
     compile: bool = False
     """torch.compile of every block."""
+
+
+class DeepSpeedSection(Section):
+    """What engine=deepspeed does beyond the layout."""
+
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer state lies."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Where parameters lie at ZeRO-3."""
+    nvme_path: Path | None = None
+    """Folder on a fast local disk, for nvme."""
+
+
+class MegatronSection(Section):
+    """What engine=megatron does beyond the layout."""
+
+    transformer_engine: Literal["auto", "never"] = "auto"
+    """auto: its layers where it is installed."""
+    distributed_optimizer: bool = True
+    """Share optimizer state between data-parallel ranks (ZeRO-1)."""
 
 
 class EvaluationSection(Section):
@@ -364,8 +429,10 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection
     layout: LayoutSection = LayoutSection()
-    engine: Literal["native"] = "native"
-    """Which engine computes the step."""
+    engine: Literal["native", "deepspeed", "megatron"] = "native"
+    """Which engine computes the step: native does every layout."""
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    megatron: MegatronSection = MegatronSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()

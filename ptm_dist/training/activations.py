@@ -13,9 +13,9 @@ from ptm_dist.models.spec import ModelSpec, NormPosition
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Precision, Recipe, Recompute
 
-MASTER_BYTES = {Precision.FP32: 4, Precision.BF16: 4, Precision.FP64: 8}
+MASTER_BYTES = {Precision.FP32: 4, Precision.BF16: 4, Precision.FP16: 4, Precision.FP64: 8}
 """Of a stored weight, and of what is never computed in bfloat16: statistics of norms, sums of exponentials."""
-COMPUTE_BYTES = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP64: 8}
+COMPUTE_BYTES = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2, Precision.FP64: 8}
 """Of a number in a forward pass."""
 _ID = 8
 """Bytes of a token id or a position."""

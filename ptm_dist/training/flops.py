@@ -135,6 +135,7 @@ _DATA_SHEETS = (
 
 _DTYPES = {
     Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
     Precision.FP32: torch.float32,
     Precision.FP64: torch.float64,
 }
@@ -172,7 +173,12 @@ def data_sheet_peak(device_name: str, precision: Precision, *, use_tf32: bool) -
         return None
     if precision is Precision.FP32 and use_tf32 and sheet.tf32 is not None:
         return PeakRate(sheet.tf32 * 1e12, f"data sheet: {sheet.name}, tf32 dense")
-    listed = {Precision.BF16: sheet.bf16, Precision.FP32: sheet.fp32, Precision.FP64: sheet.fp64}
+    listed = {
+        Precision.BF16: sheet.bf16,
+        Precision.FP16: sheet.bf16,
+        Precision.FP32: sheet.fp32,
+        Precision.FP64: sheet.fp64,
+    }
     tera = listed[precision]
     if tera is None:
         return None

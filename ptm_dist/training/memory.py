@@ -86,7 +86,7 @@ def zero_shard(shape: tuple[int, ...], layout: ResolvedLayout) -> tuple[int, ...
 
 def _uses_fsdp(recipe: Recipe, layout: ResolvedLayout) -> bool:
     """A rank alone with its data, in one precision, trains the plain module."""
-    return layout.data_parallel > 1 or recipe.training.precision is Precision.BF16
+    return layout.data_parallel > 1 or recipe.training.precision in {Precision.BF16, Precision.FP16}
 
 
 @dataclass(frozen=True)
