@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
         if self.part.end == spec.num_layers:
             self.head = CausalHead(spec) if spec.block.causal else MaskedHead(spec)
             self.pair_head = PairHead(hidden_size) if spec.pair_head else None
-        self.before_heads: Callable[[Tensor], Tensor] = nn.Identity()
+        self.before_heads: Callable[[Tensor], Tensor] | None = None
         self.tie()
 
     def tie(self) -> None:
@@ -119,7 +119,8 @@ class LanguageModel(nn.Module):
         hidden = self.encode(inputs, segment_ids, valid, documents, window)
         if self.head is None:
             return hidden
-        hidden = self.before_heads(hidden)
+        if self.before_heads is not None:
+            hidden = self.before_heads(hidden)
         pairs = None if self.pair_head is None else self.pair_head(hidden)
         return ModelOutput(self.head(hidden, positions), pairs)
 
