@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.parallel.mesh import ALONE, RankGroup
-from ptm_dist.parallel.shards import chunk_range
+from ptm_dist.parallel.shards import balanced_range
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -74,7 +74,7 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
     if ranks.size == 1:
         wide = logits.to(_accumulation_dtype(logits.dtype))
         return F.cross_entropy(wide, targets, ignore_index=IGNORE_INDEX, reduction="none")
-    begin, _ = chunk_range(vocab_size, ranks.size, ranks.rank)
+    begin, _ = balanced_range(vocab_size, ranks.size, ranks.rank)
     return _VocabParallelCrossEntropy.apply(logits, targets, begin, ranks)
 
 
@@ -86,7 +86,7 @@ def vocab_parallel_hits(logits: Tensor, targets: Tensor, vocab_size: int, ranks:
     """
     if ranks.size == 1:
         return logits.argmax(-1) == targets
-    begin, _ = chunk_range(vocab_size, ranks.size, ranks.rank)
+    begin, _ = balanced_range(vocab_size, ranks.size, ranks.rank)
     highest = logits.new_full(targets.shape, -torch.inf)
     likeliest = torch.zeros_like(targets)
     if logits.shape[-1]:

@@ -34,3 +34,21 @@ def chunk_range(size: int, parts: int, index: int) -> tuple[int, int]:
     """
     length = -(-size // parts)
     return min(size, index * length), min(size, (index + 1) * length)
+
+
+def balanced_range(size: int, parts: int, index: int, unit: int = 1) -> tuple[int, int]:
+    """First and last-plus-one index of part `index` when whole units are shared as evenly as can be.
+
+    The first parts have a unit more than the last ones where `parts` does not divide their number, and some parts
+    are empty where there are fewer units than parts.
+
+    Args:
+        size: a multiple of `unit`.
+        parts: how many.
+        index: which one.
+        unit: what stays together, such as the rows of an attention head.
+    """
+    each, more = divmod(size // unit, parts)
+    begin = index * each + min(index, more)
+    end = begin + each + (index < more)
+    return begin * unit, end * unit

@@ -1,12 +1,14 @@
 """Tensor parallelism: each matrix is cut along one dimension (Megatron-LM, arXiv 1909.08053, section 3).
 
 A module's parameters become this rank's rows or columns as plain tensors under the same names; which
-dimension is cut is declared here by name. Shards may be uneven (a vocabulary or feed-forward width that the
-ranks do not divide); only attention heads stay whole.
+dimension is cut is declared here by name. Shares are as even as can be; where the ranks do not divide a
+vocabulary, a feed-forward width or the number of attention heads, which stay whole, the first ranks have one more,
+and some may have none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +21,7 @@ from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.collectives import enter, gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
-from ptm_dist.parallel.shards import chunk_range
+from ptm_dist.parallel.shards import balanced_range
 
 _SPLIT_DIMENSION = {
     "embeddings.token.weight": 0,
@@ -32,12 +34,39 @@ _SPLIT_DIMENSION = {
     "head.decoder.weight": 0,
     "head.decoder.bias": 0,
 }
+_VECTORS_PER_HEAD = {"attention.qkv.weight": 3, "attention.qkv.bias": 3, "attention.output.weight": 1}
 
 
 def split_dimension(name: str) -> int | None:
     """Dimension along which tensor parallelism cuts the parameter `name`; None: every rank holds it whole."""
-    suffixes = (dimension for suffix, dimension in _SPLIT_DIMENSION.items() if name.endswith(suffix))
-    return next(suffixes, None)
+    return _by_suffix(_SPLIT_DIMENSION, name)
+
+
+def tensor_box(
+    name: str, shape: tuple[int, ...], spec: ModelSpec, ranks: int, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which box of a parameter a tensor-parallel rank holds.
+
+    Args:
+        name: canonical name of the parameter.
+        shape: of the whole parameter.
+        spec: of the model.
+        ranks: how many share the model; the first one's box is the largest.
+        rank: which of them.
+
+    Returns: first index in each dimension, and shape.
+    """
+    offset, local = [0] * len(shape), list(shape)
+    dimension = split_dimension(name)
+    if dimension is not None:
+        unit = (_by_suffix(_VECTORS_PER_HEAD, name) or 0) * spec.block.head_size or 1
+        begin, end = balanced_range(shape[dimension], ranks, rank, unit)
+        offset[dimension], local[dimension] = begin, end - begin
+    return tuple(offset), tuple(local)
+
+
+def _by_suffix(values: Mapping[str, int], name: str) -> int | None:
+    return next((value for suffix, value in values.items() if name.endswith(suffix)), None)
 
 
 @dataclass(frozen=True)
@@ -52,24 +81,24 @@ class TensorSplit:
     ranks: RankGroup
     sequence_parallel: bool
 
-    def range(self, size: int) -> tuple[int, int]:
-        """This rank's range of a cut dimension of `size`."""
-        return chunk_range(size, self.ranks.size, self.ranks.rank)
+    def range(self, size: int, unit: int = 1) -> tuple[int, int]:
+        """This rank's range of a cut dimension of `size`, in whole units."""
+        return balanced_range(size, self.ranks.size, self.ranks.rank, unit)
 
-    def cut(self, parameter: Tensor, dimension: int) -> nn.Parameter:
+    def cut(self, parameter: Tensor, dimension: int, unit: int = 1) -> nn.Parameter:
         """This rank's share of a whole parameter; on the meta device nothing is allocated."""
-        begin, end = self.range(parameter.shape[dimension])
+        begin, end = self.range(parameter.shape[dimension], unit)
         return nn.Parameter(parameter.detach().narrow(dimension, begin, end - begin).clone())
 
 
 class ColumnParallelLinear(nn.Linear):
     """A share of the outputs: ``[batch, seq, in]`` to ``[batch, seq, out_local]``."""
 
-    def __init__(self, linear: nn.Linear, split: TensorSplit) -> None:
+    def __init__(self, linear: nn.Linear, split: TensorSplit, unit: int = 1) -> None:
         nn.Module.__init__(self)
         self.split = split
-        self.weight = split.cut(linear.weight, 0)
-        self.bias = None if linear.bias is None else split.cut(linear.bias, 0)
+        self.weight = split.cut(linear.weight, 0, unit)
+        self.bias = None if linear.bias is None else split.cut(linear.bias, 0, unit)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Whole or split positions in, all positions of this rank's outputs out."""
@@ -80,10 +109,10 @@ class ColumnParallelLinear(nn.Linear):
 class RowParallelLinear(nn.Linear):
     """A share of the inputs: ``[batch, seq, in_local]`` to ``[batch, seq, out]``, summed over ranks."""
 
-    def __init__(self, linear: nn.Linear, split: TensorSplit) -> None:
+    def __init__(self, linear: nn.Linear, split: TensorSplit, unit: int = 1) -> None:
         nn.Module.__init__(self)
         self.split = split
-        self.weight = split.cut(linear.weight, 1)
+        self.weight = split.cut(linear.weight, 1, unit)
         self.bias = linear.bias
 
     def forward(self, share: Tensor) -> Tensor:
@@ -130,9 +159,10 @@ class SequenceRangeEmbedding(nn.Embedding):
 
 def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
     """Replace the matrices of `model` by this rank's shares, in place; ties are kept."""
+    head_size = model.spec.block.head_size
     for block in model.blocks():
-        block.attention.qkv = ColumnParallelLinear(block.attention.qkv, split)
-        block.attention.output = RowParallelLinear(block.attention.output, split)
+        block.attention.qkv = ColumnParallelLinear(block.attention.qkv, split, 3 * head_size)
+        block.attention.output = RowParallelLinear(block.attention.output, split, head_size)
         block.ffn.up = ColumnParallelLinear(block.ffn.up, split)
         block.ffn.down = RowParallelLinear(block.ffn.down, split)
     _split_embeddings(model.embeddings, split)
