@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ptm_dist.checkpoint.disk import CandidFileSystem
 from ptm_dist.errors import CheckpointError
+from ptm_dist.parallel.boxes import Held, boxes_of, global_shape_of
 from ptm_dist.parallel.control import ALONE, ControlGroup
 from ptm_dist.parallel.shards import LocalShard
 
@@ -57,18 +58,19 @@ class LazyShard(LocalShard):
     read: Callable[[], Tensor]
 
 
-def save_state(state: Mapping[str, LocalShard], directory: Path, control: ControlGroup) -> None:
+def save_state(state: Mapping[str, Held], directory: Path, control: ControlGroup) -> None:
     """Write boxes of all ranks into an empty directory, each box once, flushed to disk; collective.
 
     Args:
-        state: this rank's boxes by canonical name; a box that several ranks hold is written by one of them.
+        state: this rank's boxes by canonical name, one or several of each tensor; a box that several ranks hold is
+            written by one of them.
         directory: exists, the same on all ranks.
         control: all ranks of the run.
 
     Raises: the first failing rank's error, on all ranks.
     """
     # DCP keeps what it has written until the file is complete: boxes that are fetched have a file each.
-    is_lazy = any(isinstance(shard, LazyShard) for shard in state.values())
+    is_lazy = any(isinstance(shard, LazyShard) for held in state.values() for shard in boxes_of(held))
     writer = FileSystemWriter(directory, single_file_per_rank=not is_lazy, sync_files=True, overwrite=False)
     writer.fs = CandidFileSystem()
     _unwrapped(
@@ -82,7 +84,7 @@ def save_state(state: Mapping[str, LocalShard], directory: Path, control: Contro
     )
 
 
-def load_state(state: Mapping[str, LocalShard], directory: Path, control: ControlGroup) -> None:
+def load_state(state: Mapping[str, Held], directory: Path, control: ControlGroup) -> None:
     """Fill this rank's boxes, whatever the boxes were at saving; collective.
 
     Raises:
@@ -90,9 +92,9 @@ def load_state(state: Mapping[str, LocalShard], directory: Path, control: Contro
     """
     saved = saved_shapes(directory)
     wrong = [
-        f"{name}: {saved.get(name, 'missing')} in the checkpoint, {shard.global_shape} here"
-        for name, shard in state.items()
-        if saved.get(name) != shard.global_shape
+        f"{name}: {saved.get(name, 'missing')} in the checkpoint, {global_shape_of(held)} here"
+        for name, held in state.items()
+        if saved.get(name) != global_shape_of(held)
     ]
     if wrong:
         raise CheckpointError(f"{directory} is of another model; " + "; ".join(sorted(wrong)))
@@ -137,7 +139,7 @@ class _RememberingReader(FileSystemReader):
         return self._remembered
 
 
-def _load(state: Mapping[str, LocalShard], reader: FileSystemReader, control: ControlGroup) -> None:
+def _load(state: Mapping[str, Held], reader: FileSystemReader, control: ControlGroup) -> None:
     _unwrapped(
         lambda: load(
             dict(state),
@@ -161,6 +163,12 @@ def _unwrapped(action: Callable[[], object]) -> None:
         raise cause from None
 
 
+def _boxes_with_values(state: Mapping[str, Held]) -> dict[MetadataIndex, LocalShard]:
+    """What is to be moved, by tensor and first index, by which DCP asks for it again."""
+    boxes = [(name, shard) for name, held in state.items() for shard in boxes_of(held)]
+    return {MetadataIndex(name, torch.Size(shard.offset)): shard for name, shard in boxes if shard.local.numel()}
+
+
 class _ShardSavePlanner(DefaultSavePlanner):
     """Plans from LocalShard boxes; the base class removes doubles and balances them over ranks."""
 
@@ -168,12 +176,12 @@ class _ShardSavePlanner(DefaultSavePlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def create_local_plan(self) -> SavePlan:
-        boxes = {name: shard for name, shard in self.state_dict.items() if shard.local.numel()}
-        self.plan = SavePlan([_write_item(name, shard) for name, shard in boxes.items()])
+        self._boxes = _boxes_with_values(self.state_dict)
+        self.plan = SavePlan([_write_item(index, shard) for index, shard in self._boxes.items()])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        shard: LocalShard = self.state_dict[index.fqn]
+        shard = self._boxes[index]
         return shard.read() if isinstance(shard, LazyShard) else shard.local
 
 
@@ -194,12 +202,12 @@ class _ShardLoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
-        boxes = {name: shard for name, shard in self.state_dict.items() if shard.local.numel()}
-        return LoadPlan([read for name, shard in boxes.items() for read in _reads(name, shard, saved[name])])
+        self._boxes = _boxes_with_values(self.state_dict)
+        reads = (_reads(index.fqn, shard, saved[index.fqn]) for index, shard in self._boxes.items())
+        return LoadPlan([read for of_box in reads for read in of_box])
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        shard: LocalShard = self.state_dict[index.fqn]
-        return shard.local
+        return self._boxes[index].local
 
 
 def _reads(name: str, shard: LocalShard, saved: STORAGE_TYPES) -> list[ReadItem]:
@@ -214,9 +222,9 @@ def _chunk(shard: LocalShard) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(offsets=torch.Size(shard.offset), sizes=shard.local.shape)
 
 
-def _write_item(name: str, shard: LocalShard) -> WriteItem:
+def _write_item(index: MetadataIndex, shard: LocalShard) -> WriteItem:
     return WriteItem(
-        index=MetadataIndex(name, torch.Size(shard.offset)),
+        index=index,
         type=WriteItemType.SHARD,
         tensor_data=TensorWriteData(
             chunk=_chunk(shard),

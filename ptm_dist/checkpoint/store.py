@@ -25,8 +25,8 @@ from data_pipeline.atomic import sync_path
 from ptm_dist.checkpoint.files import write_atomically
 from ptm_dist.checkpoint.state import METADATA_FILE, load_state, save_state
 from ptm_dist.errors import CheckpointError
+from ptm_dist.parallel.boxes import Held
 from ptm_dist.parallel.control import ControlGroup
-from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.schema import Recipe
 
 FORMAT_VERSION = 1
@@ -209,7 +209,7 @@ class CheckpointStore:
         self.directory = directory
         self._control = control
 
-    def save(self, state: Mapping[str, LocalShard], description: Description) -> CheckpointInfo:
+    def save(self, state: Mapping[str, Held], description: Description) -> CheckpointInfo:
         """Write and commit one checkpoint.
 
         Raises:
@@ -260,7 +260,7 @@ class CheckpointStore:
         found = self._control.gather(self._own_problem(path))
         return next((text for text in found if text is not None), None)
 
-    def load(self, info: CheckpointInfo, state: Mapping[str, LocalShard]) -> None:
+    def load(self, info: CheckpointInfo, state: Mapping[str, Held]) -> None:
         """Fill this rank's boxes from a checkpoint, saved at whatever layout."""
         load_state(state, info.path, self._control)
 

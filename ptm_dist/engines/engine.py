@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.parallel.shards import LocalShard
+from ptm_dist.parallel.boxes import Held
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Engine(Protocol):
         """Loss over batches without touching gradients or weights."""
         ...
 
-    def state(self) -> dict[str, LocalShard]:
+    def state(self) -> Mapping[str, Held]:
         """This rank's boxes of weights and optimizer state under canonical names; writing to them loads."""
         ...
 
