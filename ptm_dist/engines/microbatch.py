@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_pipeline.batches import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
+from ptm_dist.models.attention import Window
 from ptm_dist.models.spec import ModelSpec
 
 
@@ -20,16 +21,18 @@ class MicroBatch:
     """What one forward pass reads and is to predict, on the device.
 
     Attributes:
-        input_ids: ``[batch, seq]``, int64.
-        segment_ids: ``[batch, seq]``, int64; None for a model without segments.
+        window: the positions of the sequence that are here, n of seq: all but with context parallelism.
+        input_ids: ``[batch, n]``, int64.
+        segment_ids: ``[batch, n]``, int64; None for a model without segments.
         valid: False at padding, ``[batch, seq]``, bool; None for a causal model.
-        positions: indices of the predicted tokens in the flattened batch, ``[n]``; None: all of them.
-        targets: token ids, ``[n]`` or ``[batch * seq]``; ``IGNORE_INDEX`` where there is none.
-        pair_targets: ``[batch]``; ``IGNORE_INDEX`` where there is none.
+        positions: indices of the predicted tokens in the flattened ``[batch * n]``; None: all of them.
+        targets: token ids at positions, or ``[batch * n]``; ``IGNORE_INDEX`` where there is none.
+        pair_targets: ``[batch]``; ``IGNORE_INDEX`` where there is none, or where the first position is not here.
         documents: number of the document of each token within its row, ``[batch, seq]``, int64; None if a row is one
             text to the model.
     """
 
+    window: Window
     input_ids: Tensor
     segment_ids: Tensor | None
     valid: Tensor | None
@@ -39,7 +42,7 @@ class MicroBatch:
     documents: Tensor | None
 
 
-def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device: torch.device) -> Iterator[MicroBatch]:
+def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, window: Window) -> Iterator[MicroBatch]:
     """Micro-batches of equal shape; a rank with fewer samples fills up with samples without targets.
 
     Args:
@@ -47,8 +50,10 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device
         count: micro-batches.
         size: samples of each.
         spec: what the model reads.
-        device: where it does.
+        window: the positions of the sequence that this process computes, on the device where it does.
     """
+    device, here = window.positions.device, window.positions.cpu()
+    is_first = len(here) > 0 and int(here[0]) == 0
     missing = count * size - len(batch.inputs)
     length = batch.inputs.shape[1]
     rows = zip(
@@ -62,14 +67,17 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, device
     )
     for inputs, labels, lengths, segments, pair_labels, documents in rows:
         causal = spec.block.causal
-        positions, targets = (None, labels.flatten()) if causal else _predicted(labels)
+        positions, targets = (None, labels[:, here].flatten()) if causal else _predicted(labels[:, here])
         yield MicroBatch(
-            input_ids=inputs.to(device, non_blocking=True),
-            segment_ids=segments.to(device, non_blocking=True) if spec.embedding.segments > 1 else None,
+            window=window,
+            input_ids=inputs[:, here].to(device, non_blocking=True),
+            segment_ids=segments[:, here].to(device, non_blocking=True) if spec.embedding.segments > 1 else None,
             valid=None if causal else _valid(lengths, length).to(device, non_blocking=True),
             positions=None if positions is None else positions.to(device, non_blocking=True),
             targets=targets.to(device, non_blocking=True),
-            pair_targets=pair_labels.to(device, non_blocking=True),
+            pair_targets=(pair_labels if is_first else torch.full_like(pair_labels, IGNORE_INDEX)).to(
+                device, non_blocking=True
+            ),
             documents=None if documents is None else documents.to(device, non_blocking=True),
         )
 

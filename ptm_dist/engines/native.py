@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from data_pipeline.batches import StepBatch
 from ptm_dist.engines.engine import EvaluationResult, StepResult
-from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
-from ptm_dist.engines.microbatch import MicroBatch, split_batch
+from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
+from ptm_dist.engines.microbatch import split_batch
+from ptm_dist.engines.passes import Passes
 from ptm_dist.models import build_model
+from ptm_dist.models.attention import Window
 from ptm_dist.optim.build import build_optimizer
 from ptm_dist.optim.clipping import clip, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
-from ptm_dist.parallel.parallelize import Numbers, ParallelModel
+from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
+from ptm_dist.parallel.pipeline import Pipeline
 from ptm_dist.parallel.shards import LocalShard
+from ptm_dist.parallel.zigzag import window as context_window
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Precision, Recipe
 
@@ -45,9 +50,10 @@ class NativeEngine:
         self.device = device
         self.mesh = build_mesh(layout, device)
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
-        with torch.device("meta"):
-            model = build_model(recipe.model)
-        self.model = ParallelModel(model, layout, self.mesh, numbers, device)
+        plan = plan_stages(recipe.model, layout)
+        self._dtype = numbers.compute or numbers.master
+        self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers, device)
+        self.pipeline = Pipeline(self.model.stages, plan.rank_of, layout, self.mesh, device)
         self.model.initialize(recipe.training.seed)
         head_size = self.model.spec.block.head_size
         self.optimizer = build_optimizer(recipe.optimizer, self.model.shards, self.model.owners, self.mesh, head_size)
@@ -56,9 +62,10 @@ class NativeEngine:
         """Forward, backward, clip and update on this rank's slice of one global batch."""
         sums, counts = self.accumulate(batch)
         gradients = self.model.gradients()
-        norm = global_norm(gradients, self.model.owners, self.mesh)
+        norm = global_norm(gradients, self.model.owners, self.model.counted, self.mesh)
         clip(gradients, norm, self.recipe.optimizer.clip_norm)
         self.optimizer.step(gradients, learning_rate)
+        self.model.changed()
         self.model.zero_gradients()
         # One wait for the device, after everything was given to it.
         loss = mean_loss(sums[::2], counts)
@@ -74,14 +81,13 @@ class NativeEngine:
             of token and pair targets, ``[2]``, float64, the same on every rank.
         """
         counts = self.mesh.data.sum(count_targets(batch).to(self.device))
-        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
-        micro_batches = list(self._micro_batches(batch))
-        for index, micro in enumerate(micro_batches):
-            self.model.begin_micro_batch(last=index == len(micro_batches) - 1)
-            losses, hits = self._forward(micro)
-            mean_loss(losses, counts.to(losses.dtype)).backward()
-            sums += torch.stack([losses.detach(), hits], dim=1).flatten()
-        return self.mesh.data.sum(sums), counts
+        passes = self._passes(batch)
+
+        def loss_of(losses: Tensor) -> Tensor:
+            return mean_loss(losses, counts.to(losses.dtype))
+
+        self.pipeline.train(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=loss_of))
+        return self.mesh.losses.sum(passes.sums), counts
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StepBatch]) -> EvaluationResult:
@@ -89,11 +95,12 @@ class NativeEngine:
         totals = torch.zeros(NUM_SUMS + 2, dtype=torch.float64, device=self.device)
         for batch in batches:
             totals[NUM_SUMS:] += count_targets(batch).to(self.device)
-            for micro in self._micro_batches(batch):
-                totals[:NUM_SUMS] += torch.stack(self._forward(micro), dim=1).flatten()
+            passes = self._passes(batch)
+            self.pipeline.evaluate(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=torch.sum))
+            totals[:NUM_SUMS] += passes.sums
         self.model.release()
-        self.mesh.data.sum(totals)
-        sums, counts = totals[:NUM_SUMS], totals[NUM_SUMS:]
+        sums = self.mesh.losses.sum(totals[:NUM_SUMS])
+        counts = self.mesh.data.sum(totals[NUM_SUMS:])
         metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
         return EvaluationResult(mean_loss(sums[::2], counts).item(), int(counts[0].item()), metrics)
 
@@ -109,15 +116,18 @@ class NativeEngine:
     def loaded(self, steps_done: int) -> None:
         """Go on after `steps_done` optimizer steps, with what was read into :meth:`state`."""
         self.optimizer.steps_done = steps_done
+        self.model.changed()
 
     def close(self) -> None:
-        """Nothing outlives the process group, which belongs to the caller."""
+        """Take down this engine's process groups; the default one belongs to the caller."""
+        self.mesh.close()
 
-    def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        output = self.model.module(micro.input_ids, micro.segment_ids, micro.valid, micro.positions, micro.documents)
-        return forward_sums(output, micro, self.model.spec, self.mesh.tensor)
-
-    def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:
+    def _passes(self, batch: StepBatch) -> Passes:
         times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]
         count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
-        return split_batch(batch, count, size, self.model.spec, self.device)
+        length = batch.inputs.shape[1]
+        window = Window.whole(length, self.device)
+        if self.mesh.context.size > 1:
+            window = context_window(length, self.mesh.context, self.device)
+        micro_batches = list(split_batch(batch, count, size, self.model.spec, window))
+        return Passes(self.model, micro_batches, self._dtype, self.device)

@@ -11,12 +11,18 @@ from torch import Tensor
 from ptm_dist.parallel.mesh import RankMesh
 
 
-def global_norm(gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[bool, bool]], mesh: RankMesh) -> Tensor:
+def global_norm(
+    gradients: Mapping[str, Tensor],
+    owners: Callable[[str], tuple[bool, bool]],
+    counted: Callable[[str], bool],
+    mesh: RankMesh,
+) -> Tensor:
     """L2 norm of the whole gradient, the same scalar on every rank, each element counted once.
 
     Args:
         gradients: this rank's boxes, already summed over ranks that hold the same box.
         owners: whether a parameter is split between tensor-parallel ranks, and between ZeRO shards.
+        counted: whether this rank is the one that counts a parameter which several pipeline ranks hold.
         mesh: the ranks.
     """
     sample = next(iter(gradients.values()))
@@ -24,7 +30,7 @@ def global_norm(gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[b
     squares = torch.zeros(2, 2, dtype=dtype, device=sample.device)
     by_split: dict[tuple[bool, bool], list[Tensor]] = defaultdict(list)
     for name, gradient in gradients.items():
-        if gradient.numel():
+        if gradient.numel() and counted(name):
             by_split[owners(name)].append(gradient)
     for (between_tensor_ranks, between_zero_ranks), boxes in by_split.items():
         norms = torch.stack(torch._foreach_norm(boxes, dtype=dtype))
@@ -32,7 +38,7 @@ def global_norm(gradients: Mapping[str, Tensor], owners: Callable[[str], tuple[b
     between_tensor, between_shards = squares[1], squares[:, 1]
     mesh.tensor.sum(between_tensor)
     between_shards.copy_(mesh.shard.sum(between_shards.contiguous()))
-    return squares.sum().sqrt()
+    return mesh.pipeline.sum(squares.sum()).sqrt()
 
 
 def clip(gradients: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:

@@ -1,28 +1,36 @@
-"""All parallelism in its one order: tensor parallel, recompute, compile, data parallel; then initial weights."""
+"""All parallelism in its one order: stages, tensor and context parallel, recompute, compile, data parallel."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ptm_dist.models import model_spec
 from ptm_dist.models.initialization import fill_initial
-from ptm_dist.models.model import LanguageModel
+from ptm_dist.models.model import LanguageModel, Part
+from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
-from ptm_dist.parallel.mesh import RankMesh
+from ptm_dist.parallel.mesh import RankGroup, RankMesh
 from ptm_dist.parallel.recompute import compile_blocks, recompute_blocks
+from ptm_dist.parallel.schedules import build_schedule
 from ptm_dist.parallel.shards import LocalShard, chunk_range
+from ptm_dist.parallel.stage import Stage
+from ptm_dist.parallel.stages import stage_parts
 from ptm_dist.parallel.tensor import (
     TensorSplit,
     apply_tensor_parallel,
     sees_range_of_positions,
     split_dimension,
     sum_over_ranks,
+    tensor_box,
 )
 from ptm_dist.recipe.layout import ResolvedLayout
-from ptm_dist.recipe.schema import Recompute
+from ptm_dist.recipe.schema import ModelSection, Recompute
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,53 @@ class Numbers:
     compute: torch.dtype | None
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """Where the parts of a model are.
+
+    Attributes:
+        parts: of each stage.
+        rank_of: pipeline rank of each stage.
+    """
+
+    parts: tuple[Part, ...]
+    rank_of: tuple[int, ...]
+
+    def of_rank(self, rank: int) -> list[int]:
+        """Stages of a pipeline rank, in order."""
+        return [stage for stage, owner in enumerate(self.rank_of) if owner == rank]
+
+    def holders(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+        """Pipeline ranks that hold what several stages may share, by the first letters of the parameters' names."""
+        found: dict[str, set[int]] = {}
+        for part, rank in zip(self.parts, self.rank_of, strict=True):
+            for group in {spec.group_of(layer) for layer in range(part.first, part.end)}:
+                found.setdefault(f"layers.{group}.", set()).add(rank)
+        if spec.tie_embeddings:
+            found["embeddings.token."] = {self.rank_of[0], self.rank_of[-1]}
+        return {prefix: tuple(sorted(ranks)) for prefix, ranks in found.items()}
+
+
+def plan_stages(section: ModelSection, layout: ResolvedLayout) -> StagePlan:
+    """The stages of a layout."""
+    parts = stage_parts(model_spec(section), layout.num_stages, split=layout.pipeline_split)
+    schedule = build_schedule(
+        layout.pipeline_schedule, layout.pipeline_parallel, layout.stages_per_rank, 1, layout.pipeline_schedule_file
+    )
+    return StagePlan(tuple(parts), schedule.rank_of)
+
+
 class ParallelModel:
     """A model of which this process holds and computes its part.
 
+    A parameter that several stages use, tied or shared between layers, is kept by each of them. Their gradients are
+    summed over stages and ranks, so that equal copies stay equal; on one process the first copy counts as the
+    parameter, and the others follow it.
+
     Args:
-        model: the whole model on the meta device.
-        layout: how it is shared.
+        build: gives the model, or a part of it; called on the meta device.
+        plan: the stages.
+        layout: how the model is shared.
         mesh: the ranks, from the same layout.
         numbers: dtypes.
         device: where this process's part lives.
@@ -46,94 +95,156 @@ class ParallelModel:
 
     def __init__(
         self,
-        model: LanguageModel,
+        build: Callable[[Part | None], LanguageModel],
+        plan: StagePlan,
         layout: ResolvedLayout,
         mesh: RankMesh,
         numbers: Numbers,
         device: torch.device,
     ) -> None:
-        self.module = model.to(numbers.master)
-        self.spec = model.spec
+        with torch.device("meta"):
+            whole = build(None)
+            parts = {number: build(plan.parts[number]) for number in plan.of_rank(mesh.pipeline.rank)}
+        self.spec = whole.spec
         self.mesh = mesh
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
-        self._global_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self._data_parallel = self._apply(layout, numbers)
-        self._materialise(device)
-        # FSDP puts its whole parameters in the module's place while they are needed: keep the shards.
-        self._parameters = dict(self.module.named_parameters())
-
-    def _apply(self, layout: ResolvedLayout, numbers: Numbers) -> DataParallel | None:
-        if self.mesh.tensor.size > 1:
-            apply_tensor_parallel(self.module, self.split)
-        if layout.recompute is Recompute.FULL:
-            recompute_blocks(self.module)
-        if layout.compile:
-            compile_blocks(self.module)
-        if self.mesh.data.size == 1 and numbers.compute is None:
-            return None
-        return DataParallel(self.module, self.mesh, layout.zero_stage, numbers.compute)
-
-    def _materialise(self, device: torch.device) -> None:
-        self.module.to_empty(device=device)
-        self.module.tie()
+        self._global_shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+        self.stages = {
+            number: _build_stage(number, part, layout, mesh, self.split, numbers, device)
+            for number, part in parts.items()
+        }
+        self._parameters, self._copies = self._gather_parameters()
+        self._shared = _shared_groups(plan, self.spec, mesh)
 
     @property
     def is_sharded(self) -> bool:
         """Whether ZeRO splits parameters between ranks."""
-        return self._data_parallel is not None and self.mesh.shard.size > 1
+        return self.mesh.shard.size > 1
 
     def shards(self) -> dict[str, LocalShard]:
-        """This rank's box of every parameter by canonical name; writing to it writes the parameter."""
+        """This rank's box of every parameter by canonical name; :meth:`changed` must follow what is written to it."""
         return {name: self._shard(name, parameter) for name, parameter in self._parameters.items()}
+
+    def changed(self) -> None:
+        """Bring further copies of parameters in line with the first ones, after these were written to."""
+        with torch.no_grad():
+            for name, copies in self._copies.items():
+                for copy in copies:
+                    _local(copy.detach()).copy_(_local(self._parameters[name].detach()))
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of :meth:`shards`, summed over all ranks that share a box."""
         gradients = {}
         for name, parameter in self._parameters.items():
-            if parameter.grad is None:
-                raise RuntimeError(f"no gradient reached {name}")
-            gradients[name] = _local(parameter.grad)
+            gradients[name] = _gradient(name, parameter)
+            for copy in self._copies.get(name, ()):
+                gradients[name] += _gradient(name, copy)
         partial = [name for name in gradients if sees_range_of_positions(name, self.spec, self.split)]
         sum_over_ranks([gradients[name] for name in partial], self.split)
+        for prefixes, ranks in self._shared:
+            shared = [gradient for name, gradient in gradients.items() if name.startswith(prefixes)]
+            _sum_flat(shared, ranks)
         return gradients
+
+    def counted(self, name: str) -> bool:
+        """Whether this rank, of all pipeline ranks that hold the parameter, is the one that counts it."""
+        return all(ranks.rank == 0 for prefixes, ranks in self._shared if name.startswith(prefixes))
 
     def zero_gradients(self) -> None:
         """Forget all gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-
-    def begin_micro_batch(self, *, last: bool) -> None:
-        """Say before a forward pass whether it is the last one of the step."""
-        if self._data_parallel is not None:
-            self._data_parallel.begin_micro_batch(last=last)
+        for name, parameter in self._parameters.items():
+            for each in (parameter, *self._copies.get(name, ())):
+                each.grad = None
 
     def release(self) -> None:
         """Give up what a forward pass without a backward pass left whole."""
-        if self._data_parallel is not None:
-            self._data_parallel.reshard()
+        for stage in self.stages.values():
+            if stage.data_parallel is not None:
+                stage.data_parallel.reshard()
 
     def initialize(self, seed: int) -> None:
         """Fill every shard with its initial values; the same bits at any layout."""
         with torch.no_grad():
             for name, shard in self.shards().items():
                 fill_initial(name, shard.local, shard.global_shape, shard.offset, self.spec, seed)
+        self.changed()
 
     def owners(self, name: str) -> tuple[bool, bool]:
         """Whether the parameter is split between tensor-parallel ranks, and between ZeRO shards."""
         return split_dimension(name) is not None and self.mesh.tensor.size > 1, self.is_sharded
 
+    def _gather_parameters(self) -> tuple[dict[str, nn.Parameter], dict[str, list[nn.Parameter]]]:
+        """The first copy of each parameter and the others; taken once: FSDP swaps them for whole ones."""
+        first: dict[str, nn.Parameter] = {}
+        copies: dict[str, list[nn.Parameter]] = {}
+        for stage in self.stages.values():
+            canonical = stage.module.parameter_names()
+            for name, parameter in stage.module.named_parameters():
+                if canonical[name] in first:
+                    copies.setdefault(canonical[name], []).append(parameter)
+                else:
+                    first[canonical[name]] = parameter
+        return first, copies
+
     def _shard(self, name: str, parameter: nn.Parameter) -> LocalShard:
-        global_shape = self._global_shapes[name]
-        offset = [0] * len(global_shape)
-        shape = list(global_shape)
-        dimension = split_dimension(name)
-        if dimension is not None:
-            begin, end = self.split.range(global_shape[dimension])
-            offset[dimension], shape[dimension] = begin, end - begin
+        global_shape, tensor = self._global_shapes[name], self.mesh.tensor
+        offset, shape = tensor_box(name, global_shape, self.spec, tensor.size, tensor.rank)
         if self.is_sharded:
             begin, _ = chunk_range(shape[0], self.mesh.shard.size, self.mesh.shard.rank)
-            offset[0] += begin
-        return LocalShard(_local(parameter.detach()), global_shape, tuple(offset))
+            offset = (offset[0] + begin, *offset[1:])
+        return LocalShard(_local(parameter.detach()), global_shape, offset)
+
+
+def _build_stage(
+    number: int,
+    part: LanguageModel,
+    layout: ResolvedLayout,
+    mesh: RankMesh,
+    split: TensorSplit,
+    numbers: Numbers,
+    device: torch.device,
+) -> Stage:
+    module = part.to(numbers.master)
+    if mesh.tensor.size > 1:
+        apply_tensor_parallel(module, split)
+    if mesh.context.size > 1:
+        module.mixer = context_mixer(layout.context_method, mesh.context)
+    if layout.recompute is Recompute.FULL:
+        recompute_blocks(module)
+    if layout.compile:
+        compile_blocks(module)
+    is_alone = mesh.replicate.size == mesh.shard.size == 1
+    data_parallel = None
+    if not is_alone or numbers.compute is not None:
+        data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute)
+    module.to_empty(device=device)
+    module.tie()
+    splits = layout.recompute is Recompute.NONE and not layout.compile
+    return Stage(number, module, data_parallel, splits)
+
+
+def _shared_groups(plan: StagePlan, spec: ModelSpec, mesh: RankMesh) -> list[tuple[tuple[str, ...], RankGroup]]:
+    """Names that several pipeline ranks hold, and this rank's group of them; collective, so in one order."""
+    by_ranks: dict[tuple[int, ...], list[str]] = {}
+    for prefix, ranks in plan.holders(spec).items():
+        if len(ranks) > 1:
+            by_ranks.setdefault(ranks, []).append(prefix)
+    groups = [(tuple(by_ranks[ranks]), mesh.pipeline_members(ranks)) for ranks in sorted(by_ranks)]
+    return [(prefixes, group) for prefixes, group in groups if group.size > 1]
+
+
+def _sum_flat(gradients: list[Tensor], ranks: RankGroup) -> None:
+    """Sum gradients over ranks, in place and in one go."""
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    ranks.sum(flat)
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
+
+
+def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError(f"no gradient reached {name}")
+    return _local(parameter.grad)
 
 
 def _local(tensor: Tensor) -> Tensor:

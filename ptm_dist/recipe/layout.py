@@ -112,6 +112,7 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
         raise LayoutError("\n".join(problems))
     data_parallel = world_size // model_parallel_size(layout)
     replicate = data_parallel if layout.zero_stage == 0 else layout.data_parallel_replicate
+    in_one_piece = layout.pipeline_parallel == 1
     return ResolvedLayout(
         world_size=world_size,
         data_parallel=data_parallel,
@@ -121,10 +122,10 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
         tensor_parallel=layout.tensor_parallel,
         sequence_parallel=layout.sequence_parallel,
         pipeline_parallel=layout.pipeline_parallel,
-        pipeline_schedule=layout.pipeline_schedule,
-        stages_per_rank=stages_per_rank(layout),
-        pipeline_split=layout.pipeline_split,
-        pipeline_schedule_file=layout.pipeline_schedule_file,
+        pipeline_schedule=PipelineSchedule.ONE_F_ONE_B if in_one_piece else layout.pipeline_schedule,
+        stages_per_rank=1 if in_one_piece else stages_per_rank(layout),
+        pipeline_split=None if in_one_piece else layout.pipeline_split,
+        pipeline_schedule_file=None if in_one_piece else layout.pipeline_schedule_file,
         context_parallel=layout.context_parallel,
         context_method=layout.context_method,
         micro_batch_size=layout.micro_batch_size,

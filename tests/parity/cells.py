@@ -7,6 +7,7 @@ Weights start random everywhere, biases and norms included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,8 @@ class Problem:
     global_batch: int = GLOBAL_BATCH
     documents: bool = False
     """Rows hold several documents that do not see each other."""
+    num_layers: int | None = None
+    """None: 2, in ALBERT 4."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,6 +71,7 @@ class Problem:
             "ffn_hidden_size": 50,
             "tie_embeddings": self.tied,
             **own.get(self.family, {}),
+            **({"num_layers": self.num_layers, "layer_groups": None} if self.num_layers else {}),
         }
 
 
@@ -81,7 +85,8 @@ class Cell:
     accumulation: int = 1
 
     def recipe(self) -> Recipe:
-        dp = self.world_size // self.layout.get("tensor_parallel", 1)
+        sizes = ("tensor_parallel", "context_parallel", "pipeline_parallel")
+        dp = self.world_size // math.prod(self.layout.get(key, 1) for key in sizes)
         micro = max(1, self.problem.global_batch // dp // self.accumulation)
         return Recipe.model_validate(
             {
@@ -216,18 +221,18 @@ def logits_of_documents(model: nn.Module, row: Tensor, documents: Tensor) -> Ten
 def gather(shards: Mapping[str, LocalShard]) -> dict[str, Tensor]:
     """Whole tensors from every rank's boxes; fails where an element has no owner or two different values."""
     boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, {name: (s.offset, s.local.cpu()) for name, s in shards.items()})
-    whole = {}
-    for name, shard in shards.items():
-        full = torch.full(shard.global_shape, torch.nan, dtype=shard.local.dtype)
-        for rank_boxes in boxes:
-            offset, local = rank_boxes[name]
-            target = LocalShard(local, shard.global_shape, offset).cut(full)
+    mine = {name: (shard.global_shape, shard.offset, shard.local.cpu()) for name, shard in shards.items()}
+    dist.all_gather_object(boxes, mine)
+    whole: dict[str, Tensor] = {}
+    for rank_boxes in boxes:
+        for name, (global_shape, offset, local) in rank_boxes.items():
+            full = whole.setdefault(name, torch.full(global_shape, torch.nan, dtype=local.dtype))
+            target = LocalShard(local, global_shape, offset).cut(full)
             known = ~target.isnan()
             assert torch.equal(target[known], local[known]), f"ranks disagree about {name}"
             target.copy_(local)
+    for name, full in whole.items():
         assert not full.isnan().any(), f"no rank holds all of {name}"
-        whole[name] = full
     return whole
 
 
@@ -246,6 +251,7 @@ def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
     weights = initial_weights(cell.problem)
     for name, shard in engine.model.shards().items():
         shard.local.copy_(shard.cut(weights[name]))
+    engine.model.changed()
     trace = Trace()
     engine.accumulate(slice_batch(cell.problem, 0, engine))
     boxes = engine.model.shards()
@@ -262,6 +268,7 @@ def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
         trace.norms.append(result.grad_norm)
     trace.validation = engine.evaluate([slice_batch(cell.problem, cell.problem.steps, engine)]).loss
     trace.weights = gather(engine.model.shards())
+    engine.close()
     return trace
 
 
