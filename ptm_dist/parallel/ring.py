@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ptm_dist.models.attention import Sight, Window
-from ptm_dist.parallel.chunk_attention import Merge, attend, attend_backward, wide
+from ptm_dist.parallel.attention_kernels import wide
+from ptm_dist.parallel.chunk_attention import Merge, attend, attend_backward
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.tiles import Tile, tiles
 from ptm_dist.parallel.zigzag import chunk_ranges
