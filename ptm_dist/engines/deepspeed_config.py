@@ -1,0 +1,144 @@
+"""From a recipe to DeepSpeed's configuration, and what of a recipe this engine cannot do; imports no deepspeed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from ptm_dist.models import parameter_shapes
+from ptm_dist.recipe.layout import ResolvedLayout
+from ptm_dist.recipe.schema import DeepSpeedSection, LayoutSection, Precision, Recipe
+
+LARGEST_BUCKET = 200_000_000
+"""Elements that are reduced or gathered at a time; DeepSpeed allocates buffers of that many."""
+INITIAL_SCALE_POWER = 16
+"""Power of two with which fp16 starts its loss scale."""
+
+Place = Literal["none", "cpu", "nvme"]
+
+
+class Offload(NamedTuple):
+    """Where state lies between its uses."""
+
+    optimizer: Place
+    parameters: Place
+
+
+def offload_of(section: DeepSpeedSection, offload: Literal["none", "optimizer", "parameters"]) -> Offload:
+    """What deepspeed.* and layout.offload ask for together; the latter means host memory."""
+    optimizer: Place = "none" if offload == "none" else "cpu"
+    parameters: Place = "cpu" if offload == "parameters" else "none"
+    return Offload(
+        section.offload_optimizer if section.offload_optimizer != "none" else optimizer,
+        section.offload_parameters if section.offload_parameters != "none" else parameters,
+    )
+
+
+def deepspeed_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -> Iterator[str]:
+    """Why engine=deepspeed cannot compute a recipe, each with what to use instead; nothing for other engines.
+
+    Args:
+        recipe: what is learnt, and the engine's own section.
+        layout: where; need not be the recipe's own.
+        world_size: processes of the run.
+    """
+    if recipe.engine != "deepspeed":
+        return
+    yield from _layout_problems(layout, world_size)
+    yield from _offload_problems(offload_of(recipe.deepspeed, layout.offload), layout.zero_stage)
+    if recipe.training.precision is Precision.FP64 and layout.zero_stage > 0:
+        yield (
+            f"training.precision=fp64 with layout.zero_stage={layout.zero_stage}: DeepSpeed keeps what ZeRO shares in "
+            "fp32; use layout.zero_stage=0, or engine=native"
+        )
+    if recipe.optimizer.kind == "lamb":
+        yield (
+            "optimizer.kind=lamb needs norms of whole parameters, of which DeepSpeed cuts pieces; use engine=native, "
+            "or optimizer.kind=adamw"
+        )
+
+
+def _layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
+    others = {"tensor_parallel": "native or megatron", "pipeline_parallel": "native or megatron"}
+    for key, engines in {**others, "context_parallel": "native"}.items():
+        if (size := getattr(layout, key)) > 1:
+            yield (
+                f"layout.{key}={size}: engine=deepspeed shares the state of data-parallel ranks only (ZeRO); use "
+                f"engine={engines}, or layout.{key}=1 with layout.zero_stage=3"
+            )
+    if layout.data_parallel_replicate not in (1, world_size):
+        yield (
+            f"layout.data_parallel_replicate={layout.data_parallel_replicate}: engine=deepspeed shares state between "
+            "all ranks; use engine=native, or layout.data_parallel_replicate=1"
+        )
+    if layout.compile and layout.zero_stage == 3:
+        yield (
+            "layout.compile=true with layout.zero_stage=3: DeepSpeed fetches parameters inside the blocks; use "
+            "layout.zero_stage=2, or engine=native"
+        )
+
+
+def _offload_problems(offload: Offload, zero_stage: int) -> Iterator[str]:
+    if "nvme" in offload:
+        yield (
+            "deepspeed.offload_optimizer and deepspeed.offload_parameters: state on nvme cannot be saved to "
+            "checkpoints yet; use cpu"
+        )
+    if offload.optimizer != "none" and zero_stage == 0:
+        yield (
+            "offloaded optimizer state (deepspeed.offload_optimizer or layout.offload) needs layout.zero_stage 1, 2 or "
+            "3 with engine=deepspeed; set one, or leave the offload out"
+        )
+    if offload.parameters != "none" and zero_stage != 3:
+        yield (
+            "offloaded parameters (deepspeed.offload_parameters or layout.offload) need layout.zero_stage=3 with "
+            f"engine=deepspeed, not {zero_stage}; set it, or offload the optimizer only"
+        )
+
+
+def deepspeed_config(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
+    """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json).
+
+    How many micro-batches a step has may change during a run, and the loss is already divided by the number of
+    targets: DeepSpeed is told to leave the end of a step to the caller.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": recipe.optimizer.clip_norm or math.inf,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": _zero(recipe, layout),
+        **_numbers(recipe.training.precision, layout.zero_stage),
+    }
+
+
+def _zero(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(recipe.model).values())
+    bucket = min(LARGEST_BUCKET, parameters)
+    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if layout.zero_stage == 3:
+        sizes = {"reduce_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket // 10}
+    zero: dict[str, Any] = {"stage": layout.zero_stage, **sizes}
+    offload = offload_of(recipe.deepspeed, layout.offload)
+    if offload.optimizer != "none":
+        zero["offload_optimizer"] = {"device": offload.optimizer}
+    if offload.parameters != "none":
+        zero["offload_param"] = {"device": offload.parameters}
+    return zero
+
+
+def _numbers(precision: Precision, zero_stage: int) -> dict[str, Any]:
+    """Number formats: gradients of low precision are added up and reduced in float32 where DeepSpeed can."""
+    if precision not in (Precision.BF16, Precision.FP16):
+        return {}
+    numbers: dict[str, Any] = {"communication_data_type": "fp32"}
+    if zero_stage > 0:
+        numbers["data_types"] = {"grad_accum_dtype": "fp32"}
+    if precision is Precision.BF16:
+        return {**numbers, "bf16": {"enabled": True, "check_grad_overflow": True}}
+    scale = {"initial_scale_power": INITIAL_SCALE_POWER, "hysteresis": 1, "min_loss_scale": 2.0**-10}
+    return {**numbers, "fp16": {"enabled": True, "loss_scale": 0, "loss_scale_window": 1000, **scale}}
