@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ptm_dist.errors import LayoutError
 from ptm_dist.parallel.actions import Action, Kind, play
+from ptm_dist.parallel.schedule_checks import table_problems
+from ptm_dist.parallel.schedule_files import read_orders
 from ptm_dist.parallel.schedule_orders import SINGLE, V_SHAPED, published_order
 from ptm_dist.recipe.schema import PipelineSchedule
 
@@ -96,21 +98,28 @@ def build_schedule(
         ranks: of the pipeline.
         stages_per_rank: of its layout.
         micro_batches: of one step, at least 1.
-        file: the table, with kind ``file``.
+        file: the table, with kind ``file``; one for more micro-batches serves without those too many.
 
     Raises: LayoutError if there is no such schedule; the message says what would work.
     """
-    problems = list(schedule_problems(kind, ranks, stages_per_rank, micro_batches, file))
+    stages = ranks * stages_per_rank
+    problems = list(_key_problems(kind, stages_per_rank, file))
     if problems:
         raise LayoutError("\n".join(problems))
-    orders = published_order(kind, ranks, stages_per_rank, micro_batches)
-    stages = ranks * stages_per_rank
+    if file is None:
+        where, orders = f"layout.pipeline_schedule={kind}", published_order(kind, ranks, stages_per_rank, micro_batches)
+    else:
+        where, orders = str(file), read_orders(file)
+    problems = list(table_problems(where, orders, ranks, stages, micro_batches))
+    if problems:
+        raise LayoutError("\n".join(problems))
+    rank_of = {action.stage: rank for rank, order in enumerate(orders) for action in order}
     return Schedule(
         ranks=ranks,
         stages=stages,
         micro_batches=micro_batches,
-        rank_of=tuple(_published_rank(kind, stage, ranks) for stage in range(stages)),
-        actions=tuple(orders),
+        rank_of=tuple(rank_of[stage] for stage in range(stages)),
+        actions=tuple(tuple(action for action in order if action.micro < micro_batches) for order in orders),
         splits_backward=any(action.kind is Kind.INPUT for order in orders for action in order),
     )
 
@@ -118,22 +127,35 @@ def build_schedule(
 def schedule_problems(
     kind: PipelineSchedule, ranks: int, stages_per_rank: int, micro_batches: int, file: Path | None = None
 ) -> Iterator[str]:
-    """Why there is no such schedule, each with what works; arguments as for :func:`build_schedule`."""
-    if kind in SINGLE and stages_per_rank != 1:
-        yield (
-            f"layout.pipeline_schedule={kind} has one stage on each rank, not "
-            f"layout.pipeline_stages_per_rank={stages_per_rank}; leave that out, or use layout.pipeline_schedule="
-            f"{PipelineSchedule.LOOPED_BFS} or {PipelineSchedule.INTERLEAVED_1F1B}"
-        )
-    if kind in V_SHAPED and stages_per_rank != 2:
-        yield (
-            f"layout.pipeline_schedule={kind} has two stages on each rank, not "
-            f"layout.pipeline_stages_per_rank={stages_per_rank}; leave that out, or use layout.pipeline_schedule="
-            f"{PipelineSchedule.INTERLEAVED_ZERO_BUBBLE}"
-        )
+    """Why there is no such schedule, each with what works; arguments as for :func:`build_schedule`.
+
+    Published schedules work for any number of ranks and micro-batches.
+    """
+    problems = list(_key_problems(kind, stages_per_rank, file))
+    yield from problems
+    if problems or file is None:
+        return
+    try:
+        orders = read_orders(file)
+    except LayoutError as error:
+        yield str(error)
+        return
+    yield from table_problems(str(file), orders, ranks, ranks * stages_per_rank, micro_batches)
 
 
-def _published_rank(kind: PipelineSchedule, stage: int, ranks: int) -> int:
-    """The rank that holds a stage: round and round, or there and back."""
-    turn, place = divmod(stage, ranks)
-    return ranks - 1 - place if kind in V_SHAPED and turn % 2 else place
+def _key_problems(kind: PipelineSchedule, stages_per_rank: int, file: Path | None) -> Iterator[str]:
+    """Keys of the layout that do not suit each other, whatever the numbers of ranks and micro-batches."""
+    needed = 1 if kind in SINGLE else 2 if kind in V_SHAPED else stages_per_rank
+    if stages_per_rank != needed:
+        others = f"{PipelineSchedule.INTERLEAVED_1F1B} or {PipelineSchedule.INTERLEAVED_ZERO_BUBBLE}"
+        yield (
+            f"layout.pipeline_stages_per_rank={stages_per_rank} does not suit layout.pipeline_schedule={kind}; use "
+            f"{needed} (or leave it out), or layout.pipeline_schedule={others}"
+        )
+    if kind is PipelineSchedule.FILE and file is None:
+        yield "layout.pipeline_schedule=file needs layout.pipeline_schedule_file; name a file, or another schedule"
+    if kind is not PipelineSchedule.FILE and file is not None:
+        yield (
+            f"layout.pipeline_schedule_file={file} has no effect with layout.pipeline_schedule={kind}; leave it out, "
+            "or use layout.pipeline_schedule=file"
+        )

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-from ptm_dist.models.model import Part
-from ptm_dist.models.spec import ModelSpec
+from ptm_dist.errors import LayoutError
+
+if TYPE_CHECKING:
+    from ptm_dist.models.model import Part
+    from ptm_dist.models.spec import ModelSpec
 
 
 def stage_parts(
@@ -31,11 +35,13 @@ def stage_parts(
         predictions: tokens predicted in a sample; None: all in a causal model, else 15 percent.
 
     Returns: the parts in order.
-    Raises: ValueError for what :func:`split_problems` reports.
+    Raises: LayoutError for what :func:`split_problems` reports.
     """
+    from ptm_dist.models.model import Part
+
     problems = list(split_problems(spec.num_layers, stages, split))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise LayoutError("\n".join(problems))
     if split is None:
         length = sequence_length or spec.embedding.max_positions
         predicted = predictions or (length if spec.block.causal else max(1, round(0.15 * length)))
@@ -60,7 +66,7 @@ def split_problems(layers: int, stages: int, split: tuple[int, ...] | None) -> I
     if split is None:
         return
     fitting = [round(layers * stage / stages) for stage in range(1, stages)]
-    use = f"leave it out, or use for example {_listed(fitting)}"
+    use = "leave it out" + (f", or use for example {_listed(fitting)}" if fitting else "")
     if len(split) != stages - 1:
         yield (
             f"layout.pipeline_split={_listed(split)} starts {len(split) + 1} stages, the pipeline has {stages}; {use}"
