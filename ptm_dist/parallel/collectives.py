@@ -1,7 +1,7 @@
 """Collectives with a gradient, between the regions of a tensor-parallel model.
 
 A *whole* region holds every position on each rank, a *split* region (sequence parallelism) a range of
-positions ``[batch, seq / ranks, hidden]``. Each pair below is its own transpose, as in Megatron-LM
+positions ``[batch, own, hidden]``, as even as can be. Each pair below is its own transpose, as in Megatron-LM
 (arXiv 1909.08053, section 3; arXiv 2205.05198, section 4.2.2).
 """
 
@@ -11,30 +11,48 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptm_dist.parallel.mesh import RankGroup
+from ptm_dist.parallel.shards import balanced_range
 
 # torch 2.13 gives two collectives new names and warns about the old ones, which torch 2.11 alone knows.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def gather_sequence(split: Tensor, ranks: RankGroup) -> Tensor:
-    """All ranks' positions in order: ``[batch, seq / ranks, hidden]`` to ``[batch, seq, hidden]``."""
-    batch, positions, hidden = split.shape
-    gathered = split.new_empty(ranks.size, batch, positions, hidden)
-    _all_gather(gathered.view(-1), split.contiguous().view(-1), group=ranks.group)
-    return gathered.transpose(0, 1).reshape(batch, ranks.size * positions, hidden)
+def share_positions(positions: int, ranks: RankGroup) -> list[int]:
+    """How many positions each rank keeps in a split region, the most first; some may have none."""
+    ranges = [balanced_range(positions, ranks.size, rank) for rank in range(ranks.size)]
+    return [end - begin for begin, end in ranges]
+
+
+def gather_sequence(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
+    """All ranks' positions in order: ``[batch, own, hidden]`` to ``[batch, positions, hidden]``."""
+    counts = share_positions(positions, ranks)
+    batch, own, hidden = split.shape
+    # Every rank sends as many positions as the first one has.
+    sent = split if own == counts[0] else F.pad(split, (0, 0, 0, counts[0] - own))
+    gathered = split.new_empty(ranks.size, batch, counts[0], hidden)
+    _all_gather(gathered.view(-1), sent.contiguous().view(-1), group=ranks.group)
+    if counts[-1] == counts[0]:
+        return gathered.transpose(0, 1).reshape(batch, positions, hidden)
+    return torch.cat([share[:, :count] for share, count in zip(gathered, counts, strict=True)], dim=1)
 
 
 def reduce_scatter_sequence(partial: Tensor, ranks: RankGroup) -> Tensor:
-    """Sum over ranks, each keeping its positions: ``[batch, seq, hidden]`` to ``[batch, seq / ranks, hidden]``."""
-    batch, seq, hidden = partial.shape
-    by_rank = partial.view(batch, ranks.size, seq // ranks.size, hidden).transpose(0, 1).contiguous()
-    reduced = partial.new_empty(batch, seq // ranks.size, hidden)
+    """Sum over ranks, each keeping its positions: ``[batch, positions, hidden]`` to ``[batch, own, hidden]``."""
+    batch, positions, hidden = partial.shape
+    counts = share_positions(positions, ranks)
+    if counts[-1] == counts[0]:
+        by_rank = partial.view(batch, ranks.size, counts[0], hidden).transpose(0, 1).contiguous()
+    else:
+        shares = partial.split(counts, dim=1)
+        by_rank = torch.stack([F.pad(share, (0, 0, 0, counts[0] - share.shape[1])) for share in shares])
+    reduced = partial.new_empty(batch, counts[0], hidden)
     _reduce_scatter(reduced.view(-1), by_rank.view(-1), group=ranks.group)
-    return reduced
+    return reduced[:, : counts[ranks.rank]]
 
 
 def _sum(tensor: Tensor, ranks: RankGroup) -> Tensor:
@@ -70,13 +88,13 @@ class _EnterSplit(torch.autograd.Function):
     """Forward: gather positions. Backward: sum and keep one's own positions."""
 
     @staticmethod
-    def forward(ctx: Any, split: Tensor, ranks: RankGroup) -> Tensor:
+    def forward(ctx: Any, split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
         ctx.ranks = ranks
-        return gather_sequence(split, ranks)
+        return gather_sequence(split, ranks, positions)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return reduce_scatter_sequence(gradients[0].contiguous(), ctx.ranks), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return reduce_scatter_sequence(gradients[0].contiguous(), ctx.ranks), None, None
 
 
 class _LeaveSplit(torch.autograd.Function):
@@ -84,35 +102,41 @@ class _LeaveSplit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, partial: Tensor, ranks: RankGroup) -> Tensor:
-        ctx.ranks = ranks
+        ctx.ranks, ctx.positions = ranks, partial.shape[1]
         return reduce_scatter_sequence(partial.contiguous(), ranks)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gather_sequence(gradients[0], ctx.ranks), None
+        return gather_sequence(gradients[0], ctx.ranks, ctx.positions), None
 
 
 class _GatherPositions(torch.autograd.Function):
     """Forward: gather positions. Backward: keep one's own, since every rank computes the same from the whole."""
 
     @staticmethod
-    def forward(ctx: Any, split: Tensor, ranks: RankGroup) -> Tensor:
+    def forward(ctx: Any, split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
         ctx.ranks = ranks
-        return gather_sequence(split, ranks)
+        return gather_sequence(split, ranks, positions)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].chunk(ctx.ranks.size, dim=1)[ctx.ranks.rank], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        begin, end = balanced_range(gradients[0].shape[1], ctx.ranks.size, ctx.ranks.rank)
+        return gradients[0][:, begin:end], None, None
 
 
-def gather_positions(split: Tensor, ranks: RankGroup) -> Tensor:
-    """From split positions to a region where every rank computes the same: ``[batch, seq, hidden]``."""
-    return _GatherPositions.apply(split, ranks)
+def gather_positions(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
+    """From split positions to a region where every rank computes the same: ``[batch, positions, hidden]``."""
+    return _GatherPositions.apply(split, ranks, positions)
 
 
-def enter(hidden: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
-    """Into a region where each rank applies its share of a matrix: ``[batch, seq, hidden]`` on every rank."""
-    return (_EnterSplit if sequence_parallel else _Enter).apply(hidden, ranks)
+def enter(hidden: Tensor, ranks: RankGroup) -> Tensor:
+    """Into a region where each rank applies its share of a matrix to the same positions: the shape of `hidden`."""
+    return _Enter.apply(hidden, ranks)
+
+
+def enter_split(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
+    """From split positions into that region: ``[batch, positions, hidden]`` on every rank."""
+    return _EnterSplit.apply(split, ranks, positions)
 
 
 def leave(partial: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:

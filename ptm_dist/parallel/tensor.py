@@ -8,9 +8,11 @@ and some may have none.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
-from ptm_dist.parallel.collectives import enter, gather_positions, leave
+from ptm_dist.parallel.collectives import enter, enter_split, gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.shards import balanced_range
 
@@ -34,6 +36,7 @@ _SPLIT_DIMENSION = {
     "head.decoder.weight": 0,
     "head.decoder.bias": 0,
 }
+_FORWARD = inspect.signature(LanguageModel.forward)
 _VECTORS_PER_HEAD = {"attention.qkv.weight": 3, "attention.qkv.bias": 3, "attention.output.weight": 1}
 
 
@@ -69,6 +72,17 @@ def _by_suffix(values: Mapping[str, int], name: str) -> int | None:
     return next((value for suffix, value in values.items() if name.endswith(suffix)), None)
 
 
+@dataclass
+class Sequence:
+    """What the rows of the forward pass at work hold.
+
+    Attributes:
+        positions: of a row, over all tensor-parallel ranks.
+    """
+
+    positions: int = 0
+
+
 @dataclass(frozen=True)
 class TensorSplit:
     """How the matrices of a model are shared.
@@ -76,10 +90,12 @@ class TensorSplit:
     Attributes:
         ranks: the tensor-parallel ranks.
         sequence_parallel: between the matrices, each rank keeps a range of positions (arXiv 2205.05198).
+        sequence: of how many; the model sets it before each forward pass.
     """
 
     ranks: RankGroup
     sequence_parallel: bool
+    sequence: Sequence = field(default_factory=Sequence)
 
     def range(self, size: int, unit: int = 1) -> tuple[int, int]:
         """This rank's range of a cut dimension of `size`, in whole units."""
@@ -102,7 +118,10 @@ class ColumnParallelLinear(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Whole or split positions in, all positions of this rank's outputs out."""
-        hidden = enter(hidden, self.split.ranks, sequence_parallel=self.split.sequence_parallel)
+        if self.split.sequence_parallel:
+            hidden = enter_split(hidden, self.split.ranks, self.split.sequence.positions)
+        else:
+            hidden = enter(hidden, self.split.ranks)
         return F.linear(hidden, self.weight, self.bias)
 
 
@@ -152,13 +171,17 @@ class SequenceRangeEmbedding(nn.Embedding):
         self.weight = embedding.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids of all positions ``[..., seq]`` to the embeddings of this rank's, ``[..., seq / ranks, width]``."""
+        """Ids of all positions ``[..., seq]`` to the embeddings of this rank's, ``[..., own, width]``."""
         begin, end = self.split.range(ids.shape[-1])
         return F.embedding(ids[..., begin:end], self.weight)
 
 
 def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
-    """Replace the matrices of `model` by this rank's shares, in place; ties are kept."""
+    """Replace the matrices of `model` by this rank's shares, in place; ties are kept.
+
+    With sequence parallelism the hidden states that a part without embeddings gets, and those that a part without
+    heads gives, are this rank's positions; the former is told by its window how many there are.
+    """
     head_size = model.spec.block.head_size
     for block in model.blocks():
         block.attention.qkv = ColumnParallelLinear(block.attention.qkv, split, 3 * head_size)
@@ -168,6 +191,14 @@ def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
     _split_embeddings(model.embeddings, split)
     _split_head(model, split)
     model.tie()
+    if split.sequence_parallel:
+        model.register_forward_pre_hook(partial(_note_positions, split.sequence), with_kwargs=True)
+
+
+def _note_positions(sequence: Sequence, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    given = _FORWARD.bind(model, *arguments, **named).arguments
+    window = given.get("window")
+    sequence.positions = given["inputs"].shape[1] if window is None else len(window.positions)
 
 
 def _split_embeddings(embeddings: Embeddings | None, split: TensorSplit) -> None:
@@ -186,7 +217,7 @@ def _split_head(model: LanguageModel, split: TensorSplit) -> None:
         return
     into_head = split
     if split.sequence_parallel and not model.spec.block.causal:
-        model.before_heads = partial(gather_positions, ranks=split.ranks)
+        model.before_heads = lambda hidden: gather_positions(hidden, split.ranks, split.sequence.positions)
         into_head = replace(split, sequence_parallel=False)
     model.head.decoder = ColumnParallelLinear(model.head.decoder, into_head)
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptm_dist.models import LanguageModel, ModelOutput, model_spec
+from ptm_dist.models.attention import Window
+from ptm_dist.models.model import Part
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.loss import vocab_parallel_cross_entropy
 from ptm_dist.parallel.mesh import ALONE, RankGroup
@@ -37,6 +39,7 @@ class Case:
     sequence_parallel: bool = False
     vocab_size: int = 101
     tied: bool = True
+    parts: int = 1
 
     def spec(self) -> ModelSpec:
         own = {"albert": {"embedding_size": 20, "layer_groups": 1}}.get(self.family, {})
@@ -83,15 +86,28 @@ class Case:
         return loss if output.pairs is None else loss + F.cross_entropy(output.pairs, torch.tensor([0, 1, 1]))
 
 
+def in_two_parts(whole: LanguageModel) -> list[LanguageModel]:
+    """The layers of an untied model as two pipeline stages have them."""
+    parts = [LanguageModel(whole.spec, part).double() for part in (Part(0, 1), Part(1, 2))]
+    for part in parts:
+        part.load_state_dict({name: value for name, value in whole.state_dict().items() if name in part.state_dict()})
+    return parts
+
+
 def trained(case: Case, ranks: RankGroup) -> tuple[float, dict[str, Tensor]]:
     """Loss and this rank's gradients."""
     model = case.model()
     split = TensorSplit(ranks, case.sequence_parallel)
-    if ranks.size > 1:
-        apply_tensor_parallel(model, split)
-    loss = case.loss(model(*case.inputs()), ranks)
+    parts = in_two_parts(model) if case.parts == 2 else [model]
+    ids, segments, *rest = case.inputs()
+    hidden = ids
+    for part in parts:
+        if ranks.size > 1:
+            apply_tensor_parallel(part, split)
+        hidden = part(hidden, segments, *rest, window=Window.whole(case.length, ids.device))
+    loss = case.loss(hidden, ranks)
     loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for part in parts for name, parameter in part.named_parameters()}
     sum_over_ranks([g for name, g in gradients.items() if sees_range_of_positions(name, model.spec, split)], split)
     return loss.item(), gradients
 
@@ -102,7 +118,7 @@ def deviations(cases: list[Case]) -> list[float]:
     worst = []
     for case in cases:
         loss, gradients = trained(case, ranks)
-        plain_loss, plain = trained(replace(case, sequence_parallel=False), ALONE)
+        plain_loss, plain = trained(replace(case, sequence_parallel=False, parts=1), ALONE)
         errors = [abs(loss / plain_loss - 1.0)]
         for name, whole in plain.items():
             offset, shape = tensor_box(name, tuple(whole.shape), case.spec(), ranks.size, ranks.rank)
@@ -123,6 +139,15 @@ def check(world_size: int, cases: list[Case]) -> None:
 def test_ranks_that_do_not_divide_the_heads_compute_what_one_does(world_size):
     cases = [Case(family, heads) for family in ("gpt2", "bert", "albert") for heads in (1, 3, 4)]
     check(world_size, [*cases, Case("gpt1", 3, tied=False), Case("gpt2", 3, vocab_size=3)])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_split_positions_that_the_ranks_do_not_divide_or_that_some_lack_compute_what_one_does(world_size):
+    lengths = {"gpt1": 9, "gpt2": 9, "bert": 7, "albert": 5, "roberta": 3}
+    cases = [Case(family, 3, length, sequence_parallel=True) for family, length in lengths.items()]
+    cases += [Case("gpt2", heads, length, sequence_parallel=True) for heads, length in ((4, 8), (1, 1))]
+    cases += [Case(family, 3, 9, sequence_parallel=True, tied=False, parts=2) for family in ("gpt2", "bert")]
+    check(world_size, cases)
 
 
 @pytest.mark.parametrize(("size", "unit", "parts"), [(101, 1, 4), (50, 1, 4), (12, 1, 3), (36, 12, 2), (12, 12, 3)])
