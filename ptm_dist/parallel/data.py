@@ -56,15 +56,14 @@ class DataParallel:
         Stages 0 and 1 reduce gradients once per step; stages 2 and 3 reduce-scatter them each time and leave
         the sum over replicas to the end. Stages below 3 keep parameters whole until the last backward pass.
         """
-        if self.zero_stage <= 1:
-            self.root.set_requires_gradient_sync(last)
-        else:
-            self.root.set_requires_all_reduce(last)
-        if self.zero_stage < 3:
-            self.root.set_reshard_after_backward(last)
+        self.root.set_requires_gradient_sync(last or self.zero_stage >= 2)
+        self.root.set_requires_all_reduce(last)
+        self.root.set_reshard_after_backward(last or self.zero_stage == 3)
 
     def hold_weights(self) -> None:
-        """Before the first half of a backward pass, of inputs: keep parameters whole and reduce nothing."""
+        """Before either half of a backward pass: make parameters whole and keep them so, reduce nothing."""
+        for module in self._modules():
+            module.unshard()
         self.root.set_requires_gradient_sync(False)
         self.root.set_reshard_after_backward(False)
 
@@ -75,11 +74,6 @@ class DataParallel:
             for group in _parameter_groups(state):
                 group.post_backward()
         self._root_state()._root_post_backward_final_callback()
-
-    def gather(self) -> None:
-        """Make parameters whole, outside of a forward pass."""
-        for module in self._modules():
-            module.unshard()
 
     def reshard(self) -> None:
         """Give up whole parameters that a forward pass without a backward pass left behind."""

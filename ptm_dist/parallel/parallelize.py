@@ -142,8 +142,7 @@ class ParallelModel:
         partial = [name for name in gradients if sees_range_of_positions(name, self.spec, self.split)]
         sum_over_ranks([gradients[name] for name in partial], self.split)
         for prefixes, ranks in self._shared:
-            shared = [gradient for name, gradient in gradients.items() if name.startswith(prefixes)]
-            _sum_flat(shared, ranks)
+            _sum_flat([gradients[name] for name in sorted(gradients) if name.startswith(prefixes)], ranks)
         return gradients
 
     def counted(self, name: str) -> bool:

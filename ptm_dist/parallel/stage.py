@@ -76,7 +76,7 @@ class Stage:
             self.backward(half.out, half.gradient, None, last=last)
             return
         if self.data_parallel is not None:
-            self.data_parallel.gather()
+            self.data_parallel.hold_weights()
         stage_backward_weight(iter(self.module.parameters()), half.groups)
         if self.data_parallel is not None:
             self.data_parallel.finish_weights(last=last)
