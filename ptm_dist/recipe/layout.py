@@ -138,7 +138,7 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
 
 def stages_per_rank(layout: LayoutSection) -> int:
     """Stages on each pipeline rank, default filled in."""
-    single = {PipelineSchedule.GPIPE, PipelineSchedule.ONE_F_ONE_B}
+    single = {PipelineSchedule.GPIPE, PipelineSchedule.ONE_F_ONE_B, PipelineSchedule.FILE}
     if layout.pipeline_stages_per_rank is not None:
         return layout.pipeline_stages_per_rank
     return 1 if layout.pipeline_parallel == 1 or layout.pipeline_schedule in single else 2

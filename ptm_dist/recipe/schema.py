@@ -327,7 +327,7 @@ class LayoutSection(Section):
     pipeline_schedule: PipelineSchedule = PipelineSchedule.ONE_F_ONE_B
     """Order of micro-batches in a pipeline."""
     pipeline_stages_per_rank: PositiveInt | None = None
-    """Stages on each pipeline rank; left out: 1 for gpipe and 1f1b, else 2."""
+    """Stages on each pipeline rank; left out: 1 for gpipe, 1f1b and file, else 2."""
     pipeline_split: tuple[PositiveInt, ...] | None = None
     """First layer of every stage but the first; left out: stages of about equal cost."""
     pipeline_schedule_file: Path | None = None

@@ -7,7 +7,8 @@ import torch
 
 from tests.distributed import run_distributed
 from tests.parity.cells import LEARNING_RATE, Cell, Problem, slice_batch
-from tests.parity.table import FAMILIES, LAYOUTS, matrix, measure, other_families
+from tests.parity.layouts import DOUBLE
+from tests.parity.table import FAMILIES, OTHER_FAMILIES, measure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,24 +17,12 @@ pytestmark = [
 DEVICES = torch.cuda.device_count()
 
 
-@pytest.mark.parametrize("name", [name for name, (world, _) in LAYOUTS.items() if world <= max(1, DEVICES)])
-def test_cuda_equals_plain_training_on_cpu_in_double_precision(name):
-    cells = [(other, cell) for other, cell in matrix() if other == name]
-    for _, cell, errors in measure(cells, "cuda"):
-        # CUDA sums in other orders and has its own tanh and exp: still rounding, not 1e-3.
-        assert errors.worst() < 1e-11, (cell, errors)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", {**FAMILIES, **OTHER_FAMILIES})
 def test_every_family_on_cuda_equals_plain_training_on_cpu(family):
-    worlds = {world for world, _ in LAYOUTS.values() if world <= max(1, DEVICES)}
-    cells = [
-        (name, cell)
-        for name, cell in other_families(complete=True)
-        if cell.problem.family == family and cell.world_size in worlds
-    ]
-    for _, cell, errors in measure(cells, "cuda"):
-        assert errors.worst() < 1e-11, (cell, errors)
+    settings = [setting for setting in DOUBLE if setting.world_size <= max(1, DEVICES)]
+    for row in measure({family: {**FAMILIES, **OTHER_FAMILIES}[family]}, settings, "cuda"):
+        # CUDA sums in other orders and has its own tanh and exp: still rounding, not 1e-3.
+        assert row.errors.worst() < 1e-11, (row.setting, row.errors)
 
 
 def bfloat16_losses(cell: Cell) -> list[float]:

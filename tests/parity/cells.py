@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.batches import StepBatch
 from data_pipeline.ramp import slice_of
@@ -85,6 +86,7 @@ class Cell:
     accumulation: int = 1
 
     def recipe(self) -> Recipe:
+        """Micro-batches may be one or two more than asked for, where samples do not divide."""
         sizes = ("tensor_parallel", "context_parallel", "pipeline_parallel")
         dp = self.world_size // math.prod(self.layout.get(key, 1) for key in sizes)
         micro = max(1, self.problem.global_batch // dp // self.accumulation)
@@ -119,6 +121,7 @@ class Trace:
     gradients: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     validation: float = float("nan")
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,9 @@ def sharded_trace(cell: Cell, device: str = "cpu") -> Trace:
     )
     engine.model.zero_gradients()
     for step in range(cell.problem.steps):
-        result = engine.step(slice_batch(cell.problem, step, engine), LEARNING_RATE)
+        with CallCount() as count:
+            result = engine.step(slice_batch(cell.problem, step, engine), LEARNING_RATE)
+        trace.calls = count.calls
         trace.losses.append(result.loss)
         trace.norms.append(result.grad_norm)
     trace.validation = engine.evaluate([slice_batch(cell.problem, cell.problem.steps, engine)]).loss
@@ -307,12 +312,23 @@ def _without_key_bias(name: str, weight: Tensor) -> Tensor:
     return weight.view(NUM_HEADS, 3, -1)[:, [0, 2]]
 
 
-def run_cells(cells: list[Cell], references: str, device: str = "cpu") -> list[dict[str, Any]]:
-    """Run cells one after another in one group of processes; rank 0's comparison, on every rank."""
+class CallCount(TorchDispatchMode):
+    """Counts calls of collectives and messages."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func.namespace == "c10d"
+        return func(*args, **(kwargs or {}))
+
+
+def run_cells(cells: list[Cell], references: str, device: str = "cpu") -> list[tuple[dict[str, Any], int]]:
+    """Run cells one after another in one group of processes: rank 0's comparison on every rank, and calls of a step."""
     rows = []
     for cell in cells:
         reference = torch.load(Path(references) / reference_name(cell.problem), weights_only=False)
-        rows.append(asdict(compare(sharded_trace(cell, device), reference)))
+        trace = sharded_trace(cell, device)
+        rows.append((asdict(compare(trace, reference)), trace.calls))
     return rows
 
 
