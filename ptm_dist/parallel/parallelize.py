@@ -16,7 +16,7 @@ from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
-from ptm_dist.parallel.recompute import compile_blocks, recompute_blocks
+from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
 from ptm_dist.parallel.schedules import build_schedule
 from ptm_dist.parallel.shards import LocalShard, chunk_range
 from ptm_dist.parallel.stage import Stage
@@ -208,8 +208,7 @@ def _build_stage(
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:
         module.mixer = context_mixer(layout.context_method, mesh.context)
-    if layout.recompute is Recompute.FULL:
-        recompute_blocks(module)
+    apply_recompute(module, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(module)
     is_alone = mesh.replicate.size == mesh.shard.size == 1
@@ -218,7 +217,8 @@ def _build_stage(
         data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute)
     module.to_empty(device=device)
     module.tie()
-    splits = layout.recompute is Recompute.NONE and not layout.compile
+    each_once = len(module.layers) == module.part.end - module.part.first
+    splits = each_once and layout.recompute is Recompute.NONE and not layout.compile
     return Stage(number, module, data_parallel, splits)
 
 

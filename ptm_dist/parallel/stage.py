@@ -30,8 +30,9 @@ class Stage:
         number: in the pipeline, from 0.
         module: the part.
         data_parallel: None where its parameters are this process's alone.
-        splits_backward: whether the two halves of a backward pass can be told apart. Recomputation would run twice,
-            and a compiled block gives both at once: there the first half has to do all.
+        splits_backward: whether the two halves of a backward pass can be told apart. Recomputation would run twice, a
+            compiled block gives both at once, and torch goes from a weight to where it is used once: a block that
+            serves several layers of the stage has no second half. There the first half does all.
     """
 
     number: int

@@ -42,7 +42,7 @@ class Recompute(StrEnum):
     NONE = "none"
     """Every activation is stored."""
     SELECTIVE = "selective"
-    """Outputs of matrices, attention and communication are stored, cheap operations run again (arXiv 2205.05198)."""
+    """Results of matrix products and attention are stored, the rest runs again (arXiv 2205.05198)."""
     FULL = "full"
     """Each block stores its input only (Chen et al. 2016, arXiv 1604.06174)."""
 

@@ -9,7 +9,7 @@ from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models import LanguageModel, build_model
 from ptm_dist.parallel.mesh import build_mesh
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel
-from ptm_dist.parallel.recompute import recompute_blocks
+from ptm_dist.parallel.recompute import apply_recompute
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.schema import Recipe
@@ -131,7 +131,7 @@ def stored_by(model: LanguageModel, samples: int, length: int, documents_apart: 
 def stored_bytes(recipe: Recipe) -> int:
     model = build_model(recipe.model).to(DTYPES[recipe.training.precision])
     if recipe.layout.recompute == "full":
-        recompute_blocks(model)
+        apply_recompute(model, Recompute.FULL)
     return stored_of(recipe, model)
 
 
