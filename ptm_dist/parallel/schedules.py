@@ -114,13 +114,14 @@ def build_schedule(
     if problems:
         raise LayoutError("\n".join(problems))
     rank_of = {action.stage: rank for rank, order in enumerate(orders) for action in order}
+    actions = tuple(tuple(action for action in order if action.micro < micro_batches) for order in orders)
     return Schedule(
         ranks=ranks,
         stages=stages,
         micro_batches=micro_batches,
         rank_of=tuple(rank_of[stage] for stage in range(stages)),
-        actions=tuple(tuple(action for action in order if action.micro < micro_batches) for order in orders),
-        splits_backward=any(action.kind is Kind.INPUT for order in orders for action in order),
+        actions=actions,
+        splits_backward=any(action.kind is Kind.INPUT for order in actions for action in order),
     )
 
 
