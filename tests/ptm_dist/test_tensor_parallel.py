@@ -40,6 +40,7 @@ class Case:
     vocab_size: int = 101
     tied: bool = True
     parts: int = 1
+    layers: int = 2
 
     def spec(self) -> ModelSpec:
         own = {"albert": {"embedding_size": 20, "layer_groups": 1}}.get(self.family, {})
@@ -50,7 +51,7 @@ class Case:
                 max_positions=self.length,
                 hidden_size=12 * self.heads,
                 num_heads=self.heads,
-                num_layers=2,
+                num_layers=self.layers,
                 ffn_hidden_size=50,
                 tie_embeddings=self.tied,
                 **own,
