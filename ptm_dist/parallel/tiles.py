@@ -39,7 +39,7 @@ def tiles(sight: Sight, queries: Chunks, keys: Chunks, device: torch.device) -> 
         device: of masks.
     """
     plain = sight.causal and not sight.band and sight.documents is None and sight.valid is None
-    if plain and queries == keys and any(queries):
+    if plain and queries == keys:
         return [Tile(_local(queries, slice(0, 2)), _local(keys, slice(0, 2)), lambda: Seen(causal=True))]
     front, back = (_reach(sight, chunk, keys) for chunk in queries)
     rows = [(slice(0, 2), front)] if front == back else [(slice(0, 1), front), (slice(1, 2), back)]

@@ -18,8 +18,8 @@ from ptm_dist.models.factory import model_spec
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.parallel.context import context_mixer, window
 from ptm_dist.parallel.mesh import RankGroup
-from ptm_dist.parallel.recompute import recompute_blocks
-from ptm_dist.recipe.schema import ModelSection
+from ptm_dist.parallel.recompute import apply_recompute
+from ptm_dist.recipe.schema import ModelSection, Recompute
 from tests.distributed import run_distributed
 from tests.ptm_dist.hf_models import randomise
 
@@ -104,8 +104,8 @@ def model_errors(kinds: tuple[str, ...]) -> dict[Any, float]:
         for method, kind in itertools.product(METHODS, kinds):
             model = case.model()
             model.mixer = context_mixer(method, ranks)
-            if kind == "recomputed":
-                recompute_blocks(model)
+            if isinstance(kind, Recompute):
+                apply_recompute(model, kind)
             if kind == "sharded":
                 mesh = init_device_mesh("cpu", (ranks.size,))
                 for part in [*model.blocks(), model]:
@@ -126,7 +126,7 @@ def model_errors(kinds: tuple[str, ...]) -> dict[Any, float]:
     return errors
 
 
-@pytest.mark.parametrize(("world", "kinds"), [(2, ("plain", "recomputed", "sharded")), (3, ("plain",))])
+@pytest.mark.parametrize(("world", "kinds"), [(2, (*Recompute, "sharded")), (3, (Recompute.NONE,))])
 def test_a_model_on_several_ranks_gives_the_numbers_of_one(world, kinds):
     for errors in run_distributed(model_errors, world, kinds):
         assert len(errors) == len(FAMILIES) * len(METHODS) * len(kinds)
