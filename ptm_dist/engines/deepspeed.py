@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.engines.deepspeed_config import deepspeed_config
+from ptm_dist.engines.deepspeed_config import clips_itself, deepspeed_config
 from ptm_dist.engines.deepspeed_state import DeepSpeedState
 from ptm_dist.engines.engine import EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
@@ -25,9 +25,12 @@ from ptm_dist.models.initialization import fill_initial
 from ptm_dist.optim.decay import decay_groups
 from ptm_dist.parallel.boxes import Held, boxes_of
 from ptm_dist.parallel.mesh import ALONE, RankGroup, ensure_process_group
-from ptm_dist.parallel.recompute import compile_blocks, recompute_blocks
+from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
 from ptm_dist.recipe.layout import ResolvedLayout
-from ptm_dist.recipe.schema import OptimizerSection, Precision, Recipe, Recompute
+from ptm_dist.recipe.schema import OptimizerSection, Precision, Recipe
+
+_SMALLEST_SCALE = 2.0
+"""Loss scale of fp16 at which a gradient that overflows is no matter of the scale."""
 
 
 class DeepSpeedEngine:
@@ -55,8 +58,9 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self._clipping = _WholeClipping(recipe.optimizer.clip_norm) if self.engine.optimizer is optimizer else None
-        if self._clipping is not None:
+        self._clipping = None
+        if clips_itself(recipe, layout):
+            self._clipping = _WholeClipping(recipe.optimizer.clip_norm)
             optimizer.register_step_pre_hook(self._clipping)
         self._state = DeepSpeedState(self.engine, model, recipe.optimizer)
         self._initialize()
@@ -74,7 +78,7 @@ class DeepSpeedEngine:
             sums, counts = self._accumulate(batch)
             self.engine.step()
             loss = mean_loss(sums[::2], counts).item()
-            if not self._has_overflown() or scale <= 1.0 or not math.isfinite(loss):
+            if not self._has_overflown() or scale <= _SMALLEST_SCALE or not math.isfinite(loss):
                 break
         metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
         return StepResult(loss, self._gradient_norm(scale), int(counts[0].item()), metrics)
@@ -196,11 +200,9 @@ def _build(
     else:
         with torch.device("meta"):
             model = build_model(recipe.model)
-        dtype = torch.float64 if recipe.training.precision is Precision.FP64 else torch.float32
-        model.to(dtype).to_empty(device=device)
+        model.to_empty(device=device)
         model.tie()
-    if layout.recompute is Recompute.FULL:
-        recompute_blocks(model)
+    apply_recompute(model, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(model)
     return model

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptm_dist.models import parameter_shapes
 from ptm_dist.recipe.layout import ResolvedLayout
-from ptm_dist.recipe.schema import DeepSpeedSection, LayoutSection, Precision, Recipe
+from ptm_dist.recipe.schema import DeepSpeedSection, LayoutSection, Precision, Recipe, Recompute
 
 LARGEST_BUCKET = 200_000_000
 """Elements that are reduced or gathered at a time; DeepSpeed allocates buffers of that many."""
@@ -47,11 +47,8 @@ def deepspeed_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -
         return
     yield from _layout_problems(layout, world_size)
     yield from _offload_problems(offload_of(recipe.deepspeed, layout.offload), layout.zero_stage)
-    if recipe.training.precision is Precision.FP64 and layout.zero_stage > 0:
-        yield (
-            f"training.precision=fp64 with layout.zero_stage={layout.zero_stage}: DeepSpeed keeps what ZeRO shares in "
-            "fp32; use layout.zero_stage=0, or engine=native"
-        )
+    if recipe.training.precision is Precision.FP64:
+        yield "training.precision=fp64: DeepSpeed knows no float64; use engine=native, or training.precision=fp32"
     if recipe.optimizer.kind == "lamb":
         yield (
             "optimizer.kind=lamb needs norms of whole parameters, of which DeepSpeed cuts pieces; use engine=native, "
@@ -76,6 +73,11 @@ def _layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
         yield (
             "layout.compile=true with layout.zero_stage=3: DeepSpeed fetches parameters inside the blocks; use "
             "layout.zero_stage=2, or engine=native"
+        )
+    if layout.recompute is Recompute.SELECTIVE and layout.zero_stage == 3:
+        yield (
+            "layout.recompute=selective with layout.zero_stage=3: DeepSpeed fetches parameters by operations that torch "
+            "would keep or run again; use layout.recompute=full, layout.zero_stage=2, or engine=native"
         )
 
 
@@ -107,7 +109,7 @@ def deepspeed_config(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": recipe.optimizer.clip_norm or math.inf,
+        "gradient_clipping": 0.0 if clips_itself(recipe, layout) else recipe.optimizer.clip_norm or math.inf,
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -116,9 +118,14 @@ def deepspeed_config(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
     }
 
 
+def clips_itself(recipe: Recipe, layout: ResolvedLayout) -> bool:
+    """Whether clipping is left to this engine: DeepSpeed has no optimizer of its own there, and forgets the norm."""
+    return layout.zero_stage == 0 and recipe.training.precision is Precision.FP32
+
+
 def _zero(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
     parameters = sum(math.prod(shape) for shape in parameter_shapes(recipe.model).values())
-    bucket = min(LARGEST_BUCKET, parameters)
+    bucket = min(LARGEST_BUCKET, parameters + parameters % 2)
     sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if layout.zero_stage == 3:
         sizes = {"reduce_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket // 10}
@@ -140,5 +147,5 @@ def _numbers(precision: Precision, zero_stage: int) -> dict[str, Any]:
         numbers["data_types"] = {"grad_accum_dtype": "fp32"}
     if precision is Precision.BF16:
         return {**numbers, "bf16": {"enabled": True, "check_grad_overflow": True}}
-    scale = {"initial_scale_power": INITIAL_SCALE_POWER, "hysteresis": 1, "min_loss_scale": 2.0**-10}
+    scale = {"initial_scale_power": INITIAL_SCALE_POWER, "hysteresis": 1, "min_loss_scale": 1}
     return {**numbers, "fp16": {"enabled": True, "loss_scale": 0, "loss_scale_window": 1000, **scale}}

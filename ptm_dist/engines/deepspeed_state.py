@@ -63,10 +63,10 @@ class DeepSpeedState:
         self._optimizer: torch.optim.Optimizer = engine.basic_optimizer
         flats = {id(piece.flat): piece.flat for piece in self._pieces()}
         for flat in [*flats.values(), *self._flats_without_pieces(flats)]:
-            zeros = {theirs: torch.zeros_like(flat) for theirs in _SLOTS[section.kind].values()}
             # Where torch's fused optimizers want it, and as they want it.
             steps = {"step": torch.zeros((), dtype=torch.float32, device=flat.device)}
-            self._optimizer.state[flat] = {**steps, **{key: value.detach() for key, value in zeros.items()}}
+            zeros = {theirs: torch.zeros_like(flat) for theirs in _SLOTS[section.kind].values()}
+            self._optimizer.state[flat] = steps | zeros
 
     def boxes(self) -> dict[str, Held]:
         """Weights (`model.<name>`) and slots (`optimizer.<name>.<slot>`); writing to them loads."""
