@@ -11,7 +11,7 @@ from torch import Tensor
 from data_pipeline.batches import StepBatch
 from ptm_dist.engines.engine import EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
-from ptm_dist.engines.microbatch import split_batch
+from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
 from ptm_dist.models import build_model
 from ptm_dist.models.attention import Window
@@ -51,15 +51,24 @@ class NativeEngine:
         self.mesh = build_mesh(layout, device)
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
         plan = plan_stages(recipe.model, layout)
-        self._dtype = numbers.compute or numbers.master
-        self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers, device)
+        self.hidden_dtype = numbers.compute or numbers.master
+        self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers)
         self.pipeline = Pipeline(self.model.stages, plan.rank_of, layout, self.mesh, device)
-        self.model.initialize(recipe.training.seed)
+        self._materialize()
         head_size = self.model.spec.block.head_size
         self.optimizer = build_optimizer(recipe.optimizer, self.model.shards, self.model.owners, self.mesh, head_size)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
         """Forward, backward, clip and update on this rank's slice of one global batch."""
+        loss, norm, *rest = self.compute(batch, learning_rate).tolist()
+        metrics = named_metrics(rest[2:], rest[:2], self.recipe.objective.kind)
+        return StepResult(loss, norm, int(rest[0]), metrics)
+
+    def compute(self, batch: StepBatch, learning_rate: float) -> Tensor:
+        """A step without a wait for the device.
+
+        Returns: loss and norm, then counts and sums as :meth:`accumulate` gives them, ``[8]``, float64.
+        """
         sums, counts = self.accumulate(batch)
         gradients = self.model.gradients()
         norm = global_norm(gradients, self.model.owners, self.model.counted, self.mesh)
@@ -67,11 +76,8 @@ class NativeEngine:
         self.optimizer.step(gradients, learning_rate)
         self.model.changed()
         self.model.zero_gradients()
-        # One wait for the device, after everything was given to it.
         loss = mean_loss(sums[::2], counts)
-        loss_value, norm_value, *rest = torch.cat([torch.stack([loss, norm.double()]), counts, sums]).tolist()
-        metrics = named_metrics(rest[2:], rest[:2], self.recipe.objective.kind)
-        return StepResult(loss_value, norm_value, int(rest[0]), metrics)
+        return torch.cat([torch.stack([loss, norm.double()]), counts, sums])
 
     def accumulate(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Gradient of the mean loss over the global batch, left in the model.
@@ -122,12 +128,18 @@ class NativeEngine:
         """Take down this engine's process groups; the default one belongs to the caller."""
         self.mesh.close()
 
+    def _materialize(self) -> None:
+        self.model.materialize(self.device)
+        self.model.initialize(self.recipe.training.seed)
+
     def _passes(self, batch: StepBatch) -> Passes:
+        return Passes(self.model, self._micro_batches(batch), self.hidden_dtype, self.device)
+
+    def _micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
         times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]
         count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
         length = batch.inputs.shape[1]
         window = Window.whole(length, self.device)
         if self.mesh.context.size > 1:
             window = context_window(length, self.mesh.context, self.device)
-        micro_batches = list(split_batch(batch, count, size, self.model.spec, window))
-        return Passes(self.model, micro_batches, self._dtype, self.device)
+        return list(split_batch(batch, count, size, self.model.spec, window))

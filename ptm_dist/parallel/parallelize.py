@@ -78,7 +78,7 @@ def plan_stages(section: ModelSection, layout: ResolvedLayout) -> StagePlan:
 
 
 class ParallelModel:
-    """A model of which this process holds and computes its part.
+    """A model of which this process holds and computes its part; without memory until :meth:`materialize`.
 
     A parameter that several stages use, tied or shared between layers, is kept by each of them. Their gradients are
     summed over stages and ranks, so that equal copies stay equal; on one process the first copy counts as the
@@ -90,7 +90,6 @@ class ParallelModel:
         layout: how the model is shared.
         mesh: the ranks, from the same layout.
         numbers: dtypes.
-        device: where this process's part lives.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class ParallelModel:
         layout: ResolvedLayout,
         mesh: RankMesh,
         numbers: Numbers,
-        device: torch.device,
     ) -> None:
         with torch.device("meta"):
             whole = build(None)
@@ -110,11 +108,17 @@ class ParallelModel:
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
         self._global_shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
         self.stages = {
-            number: _build_stage(number, part, layout, mesh, self.split, numbers, device)
-            for number, part in parts.items()
+            number: _build_stage(number, part, layout, mesh, self.split, numbers) for number, part in parts.items()
         }
         self._parameters, self._copies = self._gather_parameters()
         self._shared = _shared_groups(plan, self.spec, mesh)
+
+    def materialize(self, device: torch.device) -> None:
+        """Give this process's part memory on a device, whatever stands in it."""
+        for stage in self.stages.values():
+            stage.module.to_empty(device=device)
+            stage.module.tie()
+        self._parameters, self._copies = self._gather_parameters()
 
     @property
     def is_sharded(self) -> bool:
@@ -201,7 +205,6 @@ def _build_stage(
     mesh: RankMesh,
     split: TensorSplit,
     numbers: Numbers,
-    device: torch.device,
 ) -> Stage:
     module = part.to(numbers.master)
     if mesh.tensor.size > 1:
@@ -215,8 +218,6 @@ def _build_stage(
     data_parallel = None
     if not is_alone or numbers.compute is not None:
         data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute)
-    module.to_empty(device=device)
-    module.tie()
     each_once = len(module.layers) == module.part.end - module.part.first
     splits = each_once and layout.recompute is Recompute.NONE and not layout.compile
     return Stage(number, module, data_parallel, splits)
