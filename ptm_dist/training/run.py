@@ -18,7 +18,7 @@ from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Descripti
 from ptm_dist.engines import build_engine
 from ptm_dist.engines.engine import Engine
 from ptm_dist.errors import RunDirectoryError
-from ptm_dist.parallel.boxes import global_shape_of
+from ptm_dist.models import parameter_shapes
 from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
 from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
@@ -175,8 +175,7 @@ def _train(life: _Life, info: CheckpointInfo | None, flag: StopFlag) -> tuple[Tr
 def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
     """The header of this life: a row for who reads the figures, events, and a line for who watches."""
     layout, step, size = life.layout.describe(), progress.step, life.control.size
-    shapes = {name: global_shape_of(held) for name, held in life.engine.state().items()}
-    parameters = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model."))
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(life.recipe.model).values())
     starts = [row for row in read_rows(life.directory.events) if row["event"] == "start"]
     life.journal.event("start", step=step, layout=layout, world_size=size)
     if starts and starts[-1]["layout"] != layout:
