@@ -43,7 +43,7 @@ class NativeEngine:
 
     def __init__(self, recipe: Recipe, layout: ResolvedLayout, device: torch.device) -> None:
         numbers = _NUMBERS[recipe.training.precision]
-        if numbers.compute is not None:
+        if numbers.compute is not None or layout.offload == "parameters":
             ensure_process_group(device)
         self.recipe = recipe
         self.layout = layout
@@ -56,7 +56,14 @@ class NativeEngine:
         self.pipeline = Pipeline(self.model.stages, plan.rank_of, layout, self.mesh, device)
         self._materialize()
         head_size = self.model.spec.block.head_size
-        self.optimizer = build_optimizer(recipe.optimizer, self.model.shards, self.model.owners, self.mesh, head_size)
+        self.optimizer = build_optimizer(
+            recipe.optimizer,
+            self.model.shards,
+            self.model.owners,
+            self.mesh,
+            head_size,
+            on_host=layout.offload == "optimizer",
+        )
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
         """Forward, backward, clip and update on this rank's slice of one global batch."""
@@ -129,7 +136,7 @@ class NativeEngine:
         self.mesh.close()
 
     def _materialize(self) -> None:
-        self.model.materialize(self.device)
+        self.model.materialize(torch.device("cpu") if self.layout.offload == "parameters" else self.device)
         self.model.initialize(self.recipe.training.seed)
 
     def _passes(self, batch: StepBatch) -> Passes:

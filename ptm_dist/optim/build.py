@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ptm_dist.optim.adamw import AdamW
 from ptm_dist.optim.lamb import Lamb
+from ptm_dist.optim.offload import HostOptimizer
 from ptm_dist.optim.optimizer import Optimizer
 from ptm_dist.optim.sgd import SGD
 from ptm_dist.parallel.mesh import RankMesh
@@ -21,6 +22,8 @@ def build_optimizer(
     owners: Callable[[str], tuple[bool, bool]],
     mesh: RankMesh,
     head_size: int,
+    *,
+    on_host: bool = False,
 ) -> Optimizer:
     """The update rule a recipe asks for, with its state at zero.
 
@@ -30,7 +33,10 @@ def build_optimizer(
         owners: whether a parameter is split between tensor-parallel ranks, and between ZeRO shards.
         mesh: the ranks.
         head_size: width of an attention head; tells query, key and value apart in the fused weight.
+        on_host: keep the state in host memory, and work there.
     """
+    if on_host:
+        return HostOptimizer(lambda hosted: build_optimizer(section, hosted, owners, mesh, head_size), boxes)
 
     def shards() -> Mapping[str, Tensor]:
         return {name: box.local for name, box in boxes().items()}

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.parallel.mesh import RankMesh
@@ -29,19 +29,29 @@ class DataParallel:
         mesh: from :func:`ptm_dist.parallel.mesh.build_mesh`; needs its state mesh.
         zero_stage: 0 to 3.
         compute_dtype: dtype of parameters and activations in the step; None keeps the parameters' own.
+        on_host: parameters and gradients lie in host memory but for the group at work.
     """
 
     def __init__(
-        self, model: LanguageModel, mesh: RankMesh, zero_stage: int, compute_dtype: torch.dtype | None
+        self,
+        model: LanguageModel,
+        mesh: RankMesh,
+        zero_stage: int,
+        compute_dtype: torch.dtype | None,
+        *,
+        on_host: bool = False,
     ) -> None:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         if compute_dtype is None:
             policy = MixedPrecisionPolicy()
+        offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if on_host else OffloadPolicy()
         self.zero_stage = zero_stage
         reshard = zero_stage == 3
         shared = len(model.layers) < model.part.end - model.part.first
         for part in (model,) if shared else (*model.blocks(), model):
-            fully_shard(part, mesh=mesh.state_mesh, reshard_after_forward=reshard, mp_policy=policy)
+            fully_shard(
+                part, mesh=mesh.state_mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload
+            )
         self.root = cast(FSDPModule, model)
         for module in self._modules():
             module.set_gradient_divide_factor(1.0)

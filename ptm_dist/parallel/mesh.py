@@ -84,17 +84,13 @@ class GroupFactory:
         key = (*rows, (again,))
         if key not in self._made:
             mine = next((row for row in rows if dist.get_rank() in row), None)
-            group = self._split(rows, mine)
+            group = self._make(rows, mine)
             self._made[key] = ALONE if mine is None else RankGroup(group, mine.index(dist.get_rank()), len(mine))
         return self._made[key]
 
-    def _split(self, rows: list[tuple[int, ...]], mine: tuple[int, ...] | None) -> dist.ProcessGroup | None:
-        """One call for all rows where the backend's communicators can be split, else one after the other."""
-        world = dist.group.WORLD
-        assert world is not None
-        if getattr(world, "bound_device_id", None) is not None and sum(map(len, rows)) == world.size():
-            group = dist.split_group(split_ranks=[list(row) for row in rows])
-        elif len(rows[0]) == 1:
+    def _make(self, rows: list[tuple[int, ...]], mine: tuple[int, ...] | None) -> dist.ProcessGroup | None:
+        """All rows' groups, of which this rank is in one or none."""
+        if len(rows[0]) == 1:
             group = dist.new_group(list(mine or ()), use_local_synchronization=True)
         else:
             made = {row: dist.new_group(list(row)) for row in rows}
@@ -153,7 +149,7 @@ def ensure_process_group(device: torch.device) -> None:
     """Give a process that runs alone a process group of one, which FSDP asks for."""
     if not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 

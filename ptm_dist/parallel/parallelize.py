@@ -216,8 +216,9 @@ def _build_stage(
         compile_blocks(module)
     is_alone = mesh.replicate.size == mesh.shard.size == 1
     data_parallel = None
-    if not is_alone or numbers.compute is not None:
-        data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute)
+    on_host = layout.offload == "parameters"
+    if not is_alone or numbers.compute is not None or on_host:
+        data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute, on_host=on_host)
     each_once = len(module.layers) == module.part.end - module.part.first
     splits = each_once and layout.recompute is Recompute.NONE and not layout.compile
     return Stage(number, module, data_parallel, splits)

@@ -38,7 +38,8 @@ def process_group(world: World, device: torch.device) -> Iterator[ControlGroup]:
     joined = dist.is_initialized()
     if world.world_size > 1 and not joined:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            # With offloading, tensors of the host are summed as well.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             init_method=f"tcp://{world.master_addr}:{world.master_port}",
             rank=world.rank,
             world_size=world.world_size,
