@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.batches import StepBatch
@@ -52,6 +54,8 @@ class DeepSpeedEngine:
         self.dp_rank, self.dp_size = dist.get_rank(), dist.get_world_size()
         self._data = RankGroup(dist.group.WORLD, self.dp_rank, self.dp_size) if self.dp_size > 1 else ALONE
         config = deepspeed_config(recipe, layout)
+        # ZeRO-3 puts its own in this place, and leaves it there.
+        self._linear = F.linear
         model = _build(deepspeed, recipe, layout, config, device)
         self.spec = model.spec
         optimizer = _torch_optimizer(recipe.optimizer, model)
@@ -107,6 +111,7 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Take DeepSpeed's hooks and buffers down; the process group belongs to the caller."""
         self.engine.destroy()
+        F.linear = self._linear
 
     def _initialize(self) -> None:
         """Initial weights, the same bits as with any other engine."""
@@ -182,6 +187,8 @@ def import_deepspeed(device: torch.device) -> Any:
         deepspeed = import_module("deepspeed")
     except ModuleNotFoundError as error:
         raise RecipeError(f"engine=deepspeed: {error}; install it: pip install 'ptm-dist[deepspeed]'") from None
+    # torch 2.13 has new names for the collectives that DeepSpeed calls.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     ensure_process_group(device)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     # A faster all-reduce within a machine, which it would compile first, with a compiler that may not be there.

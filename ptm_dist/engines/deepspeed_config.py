@@ -45,7 +45,7 @@ def deepspeed_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -
     """
     if recipe.engine != "deepspeed":
         return
-    yield from _layout_problems(layout, world_size)
+    yield from _layout_problems(layout)
     yield from _offload_problems(offload_of(recipe.deepspeed, layout.offload), layout.zero_stage)
     if recipe.training.precision is Precision.FP64:
         yield "training.precision=fp64: DeepSpeed knows no float64; use engine=native, or training.precision=fp32"
@@ -56,7 +56,7 @@ def deepspeed_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -
         )
 
 
-def _layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
+def _layout_problems(layout: LayoutSection) -> Iterator[str]:
     others = {"tensor_parallel": "native or megatron", "pipeline_parallel": "native or megatron"}
     for key, engines in {**others, "context_parallel": "native"}.items():
         if (size := getattr(layout, key)) > 1:
@@ -64,7 +64,7 @@ def _layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
                 f"layout.{key}={size}: engine=deepspeed shares the state of data-parallel ranks only (ZeRO); use "
                 f"engine={engines}, or layout.{key}=1 with layout.zero_stage=3"
             )
-    if layout.data_parallel_replicate not in (1, world_size):
+    if layout.data_parallel_replicate > 1:
         yield (
             f"layout.data_parallel_replicate={layout.data_parallel_replicate}: engine=deepspeed shares state between "
             "all ranks; use engine=native, or layout.data_parallel_replicate=1"
@@ -76,8 +76,8 @@ def _layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
         )
     if layout.recompute is Recompute.SELECTIVE and layout.zero_stage == 3:
         yield (
-            "layout.recompute=selective with layout.zero_stage=3: DeepSpeed fetches parameters by operations that torch "
-            "would keep or run again; use layout.recompute=full, layout.zero_stage=2, or engine=native"
+            "layout.recompute=selective with layout.zero_stage=3: DeepSpeed fetches parameters by operations that "
+            "torch would run again; use layout.recompute=full, layout.zero_stage=2, or engine=native"
         )
 
 
