@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from ptm_dist.errors import LayoutError, RecipeError
 from ptm_dist.recipe.data_checks import data_problems
 from ptm_dist.recipe.family_checks import family_problems, phase_problems
-from ptm_dist.recipe.layout import divisors, either, layout_problems, model_parallel_size
-from ptm_dist.recipe.schema import Recipe
+from ptm_dist.recipe.layout import either, near_divisors
+from ptm_dist.recipe.layout_checks import fit_problems, shown
+from ptm_dist.recipe.nearest import suggestion
+from ptm_dist.recipe.places import with_places
+from ptm_dist.recipe.schema import Precision, Recipe, Section
 
 
 def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | None) -> None:
@@ -22,7 +25,8 @@ def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | No
     Raises:
         LayoutError: if only the layout is wrong.
         RecipeError: if anything else is; either way one message with all problems, a line each, that says
-            which values clash and what to use instead.
+            which values clash, where they were written, and what to use instead. A last line names the nearest
+            layout that works, if the layout does not.
     """
     learning = [
         *_model_problems(recipe, tokenizer_vocab_size),
@@ -30,12 +34,15 @@ def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | No
         *_schedule_problems(recipe),
         *phase_problems(recipe),
         *data_problems(recipe),
+        *_engine_problems(recipe),
     ]
-    layout = [*layout_problems(recipe.layout, world_size), *_split_problems(recipe, world_size)]
-    if learning:
-        raise RecipeError("\n".join([*learning, *layout]))
+    layout = list(fit_problems(recipe, recipe.layout, world_size))
+    if not learning and not layout:
+        return
+    lines = [with_places(problem, recipe.places) for problem in dict.fromkeys([*learning, *layout])]
     if layout:
-        raise LayoutError("\n".join(layout))
+        lines.append(suggestion(recipe, world_size))
+    raise (RecipeError if learning else LayoutError)("\n".join(lines))
 
 
 def _model_problems(recipe: Recipe, tokenizer_vocab_size: int | None) -> Iterator[str]:
@@ -43,7 +50,7 @@ def _model_problems(recipe: Recipe, tokenizer_vocab_size: int | None) -> Iterato
     if model.hidden_size % model.num_heads:
         yield (
             f"model.num_heads={model.num_heads} does not divide model.hidden_size={model.hidden_size}; "
-            f"use {either(divisors(model.hidden_size))} heads"
+            f"use {either(near_divisors(model.hidden_size, model.num_heads))} heads"
         )
     if data.sequence_length > model.max_positions:
         yield (
@@ -71,30 +78,18 @@ def _schedule_problems(recipe: Recipe) -> Iterator[str]:
             yield f"optimizer.betas[{index}]=1 would keep the moment at 0 for ever; use a value below 1"
 
 
-def _split_problems(recipe: Recipe, world_size: int) -> Iterator[str]:
-    layout, model = recipe.layout, recipe.model
-    tensor = layout.tensor_parallel
-    if model.num_heads % tensor:
+def _engine_problems(recipe: Recipe) -> Iterator[str]:
+    """A number format that the engine does not have, and keys of engines that do not run."""
+    if recipe.engine == "native" and recipe.training.precision is Precision.FP16:
         yield (
-            f"layout.tensor_parallel={tensor} does not divide model.num_heads={model.num_heads}; "
-            f"use {either(divisors(model.num_heads))}"
+            "training.precision=fp16 needs a loss scale, which engine=native does not have; use "
+            "training.precision=bf16, or engine=deepspeed"
         )
-    if layout.sequence_parallel and tensor == 1:
-        yield (
-            "layout.sequence_parallel splits sequences over tensor-parallel ranks, but "
-            "layout.tensor_parallel=1; set it to 2 or more, or leave sequence_parallel out"
-        )
-    lengths = {f"training.phases[{n}].sequence_length": p.sequence_length for n, p in enumerate(recipe.training.phases)}
-    for key, length in {**lengths, "data.sequence_length": recipe.data.sequence_length}.items():
-        if layout.sequence_parallel and length % tensor:
-            yield (
-                f"layout.sequence_parallel needs {key}={length} to be a multiple of "
-                f"layout.tensor_parallel={tensor}; use {length - length % tensor or tensor}"
-            )
-    data_parallel = world_size // model_parallel_size(layout)
-    if recipe.training.global_batch_size < data_parallel:
-        yield (
-            f"training.global_batch_size={recipe.training.global_batch_size} gives some of the "
-            f"{data_parallel} data-parallel ranks no sample; start fewer processes, "
-            "raise layout.tensor_parallel or the batch size"
-        )
+    sections: dict[str, Section] = {"deepspeed": recipe.deepspeed, "megatron": recipe.megatron}
+    for engine, section in sections.items():
+        for key, field in type(section).model_fields.items():
+            if engine != recipe.engine and (value := getattr(section, key)) != field.default:
+                yield (
+                    f"{engine}.{key}={shown(value)} has no effect with engine={recipe.engine}; leave it out, or use "
+                    f"engine={engine}"
+                )

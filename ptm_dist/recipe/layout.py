@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import log, prod
 from pathlib import Path
 from typing import Literal
 
 from ptm_dist.errors import LayoutError
 from ptm_dist.recipe.schema import LayoutSection, PipelineSchedule, Recompute
+
+_FEW = 6
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,10 @@ def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
     size = prod(model.values())
     named = " x ".join(f"{key}={value}" for key, value in model.items()) or "layout.tensor_parallel=1"
     if world_size % size:
+        product_of = "a product of " if len(model) > 1 else ""
         yield (
             f"{named} does not divide the {processes(world_size)} of this run; "
-            f"use {either(divisors(world_size))}, or start a multiple of {size}"
+            f"use {product_of}{either(near_divisors(world_size, size))}, or start a multiple of {size}"
         )
         return
     fitting = world_size // size
@@ -183,7 +186,7 @@ def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
     if fitting % copies:
         yield (
             f"layout.data_parallel_replicate={copies} does not divide the {fitting} data-parallel ranks; "
-            f"use {either(divisors(fitting))}"
+            f"use {either(near_divisors(fitting, copies))}"
         )
 
 
@@ -191,6 +194,12 @@ def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
     small = [candidate for candidate in range(1, int(number**0.5) + 1) if number % candidate == 0]
     return sorted({*small, *(number // divisor for divisor in small)})
+
+
+def near_divisors(number: int, wanted: int) -> list[int]:
+    """The few divisors nearest to what was wanted, by ratio, ascending: all that a message has room for."""
+    by_ratio = sorted(divisors(number), key=lambda divisor: abs(log(divisor / wanted)))
+    return sorted(by_ratio[:_FEW])
 
 
 def either(numbers: list[int]) -> str:

@@ -37,9 +37,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = merge(tree, _override(text), keep_place=True)
     try:
         # JSON is where pydantic's strict mode still reads text as paths and enums, and lists as tuples.
-        return Recipe.model_validate_json(json.dumps(tree.plain()), strict=True)
+        recipe = Recipe.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
         raise RecipeError(explain(error, tree)) from None
+    return recipe.written_at(dict(tree.places()))
 
 
 def dump_recipe(recipe: Recipe) -> str:

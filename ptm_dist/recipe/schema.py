@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr
 
 from data_pipeline.stream import ONLY_SOURCE
+from ptm_dist.recipe.places import Places
 
 
 class Section(BaseModel):
@@ -437,6 +439,17 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
     launch: LaunchSection = LaunchSection()
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """`file:line`, or an override's text, by key; values that were left out have none."""
+        return self._places
+
+    def written_at(self, places: Mapping[str, str]) -> Self:
+        """This recipe, which now knows where its values were written."""
+        self._places = Places(places)
+        return self
 
     @property
     def directory(self) -> Path:

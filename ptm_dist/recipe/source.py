@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,16 @@ class Entry:
                 break
             entry = inner
         return entry
+
+    def places(self, key: str = "") -> Iterator[tuple[str, str]]:
+        """Where every value below was written, by key; `key` is this entry's own."""
+        yield key, self.place
+        if isinstance(self.value, dict):
+            for name, entry in self.value.items():
+                yield from entry.places(f"{key}.{name}" if key else name)
+        if isinstance(self.value, list):
+            for index, entry in enumerate(self.value):
+                yield from entry.places(f"{key}[{index}]")
 
     def _child(self, step: str | int) -> Entry | None:
         if isinstance(self.value, dict) and isinstance(step, str):

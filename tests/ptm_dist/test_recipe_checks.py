@@ -15,7 +15,12 @@ from tests.ptm_dist.recipes import small_recipe
     ("world_size", "values", "expected"),
     [
         (4, {"layout__tensor_parallel": 3}, "does not divide the 4 processes of this run; use 1, 2 or 4"),
-        (3, {"layout__tensor_parallel": 3}, "does not divide model.num_heads=4; use 1, 2 or 4"),
+        (
+            8,
+            {"layout__tensor_parallel": 3, "layout__context_parallel": 2},
+            "layout.tensor_parallel=3 x layout.context_parallel=2 does not divide the 8 processes of this run; use a "
+            "product of 1, 2, 4 or 8, or start a multiple of 6",
+        ),
         (
             4,
             {"layout__data_parallel": 3},
@@ -28,11 +33,10 @@ from tests.ptm_dist.recipes import small_recipe
             {"layout__data_parallel_replicate": 3, "layout__zero_stage": 2},
             "layout.data_parallel_replicate=3 does not divide the 4 data-parallel ranks; use 1, 2 or 4",
         ),
-        (2, {"layout__sequence_parallel": True}, "set it to 2 or more, or leave sequence_parallel out"),
         (
-            4,
-            {"layout__sequence_parallel": True, "layout__tensor_parallel": 4, "data__sequence_length": 18},
-            "needs data.sequence_length=18 to be a multiple of layout.tensor_parallel=4; use 16",
+            2,
+            {"layout__sequence_parallel": True},
+            "has no effect with layout.tensor_parallel=1; leave it out, or use layout.tensor_parallel=2 or more",
         ),
         (16, {}, "gives some of the 16 data-parallel ranks no sample"),
     ],
@@ -57,6 +61,20 @@ def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(
             "schedule.warmup_steps=6 is more than schedule.decay_steps=5",
         ),
         ({"optimizer__betas": (0.9, 1.0)}, "optimizer.betas[1]=1"),
+        (
+            {"training__precision": "fp16"},
+            "training.precision=fp16 needs a loss scale, which engine=native does not have; use "
+            "training.precision=bf16, or engine=deepspeed",
+        ),
+        (
+            {"deepspeed__offload_optimizer": "cpu"},
+            "deepspeed.offload_optimizer=cpu has no effect with engine=native; leave it out, or use engine=deepspeed",
+        ),
+        (
+            {"megatron__distributed_optimizer": False, "engine": "deepspeed"},
+            "megatron.distributed_optimizer=false has no effect with engine=deepspeed; leave it out, or use "
+            "engine=megatron",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: dict[str, Any], expected: str):
@@ -67,10 +85,15 @@ def test_values_that_contradict_each_other_are_refused(values: dict[str, Any], e
 
 
 def test_all_contradictions_are_told_at_once():
-    recipe = small_recipe(model__num_heads=5, schedule__warmup_steps=11, layout__tensor_parallel=3)
+    recipe = small_recipe(
+        model__num_heads=5, schedule__warmup_steps=11, layout__tensor_parallel=3, layout__context_method="ulysses"
+    )
     with pytest.raises(RecipeError) as caught:
         check_recipe(recipe, 4, 500)
-    assert len(str(caught.value).splitlines()) == 5
+    lines = str(caught.value).splitlines()
+    named = ("model.num_heads", "model.vocab_size", "schedule.warmup_steps", "layout.tensor_parallel")
+    assert [line.split("=")[0] for line in lines[:-1]] == [*named, "layout.context_method"]
+    assert lines[-1].startswith("nearest layout that works on 4 processes: ")
 
 
 def test_a_recipe_without_a_tokenizer_to_compare_with_passes():
