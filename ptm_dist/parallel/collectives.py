@@ -7,6 +7,7 @@ positions ``[batch, own, hidden]``, as even as can be. Each pair below is its ow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,26 +23,36 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+Pending = Callable[[], Tensor]
+"""Waits for a collective that is under way, and returns its result; called once."""
+
+
 def share_positions(positions: int, ranks: RankGroup) -> list[int]:
     """How many positions each rank keeps in a split region, the most first; some may have none."""
     ranges = [balanced_range(positions, ranks.size, rank) for rank in range(ranks.size)]
     return [end - begin for begin, end in ranges]
 
 
-def gather_sequence(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
+def start_gather(split: Tensor, ranks: RankGroup, positions: int) -> Pending:
     """All ranks' positions in order: ``[batch, own, hidden]`` to ``[batch, positions, hidden]``."""
     counts = share_positions(positions, ranks)
     batch, own, hidden = split.shape
     # Every rank sends as many positions as the first one has.
     sent = split if own == counts[0] else F.pad(split, (0, 0, 0, counts[0] - own))
+    sent = sent.contiguous()
     gathered = split.new_empty(ranks.size, batch, counts[0], hidden)
-    _all_gather(gathered.view(-1), sent.contiguous().view(-1), group=ranks.group)
-    if counts[-1] == counts[0]:
-        return gathered.transpose(0, 1).reshape(batch, positions, hidden)
-    return torch.cat([share[:, :count] for share, count in zip(gathered, counts, strict=True)], dim=1)
+    work = _all_gather(gathered.view(-1), sent.view(-1), group=ranks.group, async_op=True)
+
+    def finish() -> Tensor:
+        work.wait()
+        if counts[-1] == counts[0]:
+            return gathered.transpose(0, 1).reshape(batch, positions, hidden)
+        return torch.cat([share[:, :count] for share, count in zip(gathered, counts, strict=True)], dim=1)
+
+    return finish
 
 
-def reduce_scatter_sequence(partial: Tensor, ranks: RankGroup) -> Tensor:
+def start_reduce_scatter(partial: Tensor, ranks: RankGroup) -> Pending:
     """Sum over ranks, each keeping its positions: ``[batch, positions, hidden]`` to ``[batch, own, hidden]``."""
     batch, positions, hidden = partial.shape
     counts = share_positions(positions, ranks)
@@ -51,25 +62,38 @@ def reduce_scatter_sequence(partial: Tensor, ranks: RankGroup) -> Tensor:
         shares = partial.split(counts, dim=1)
         by_rank = torch.stack([F.pad(share, (0, 0, 0, counts[0] - share.shape[1])) for share in shares])
     reduced = partial.new_empty(batch, counts[0], hidden)
-    _reduce_scatter(reduced.view(-1), by_rank.view(-1), group=ranks.group)
-    return reduced[:, : counts[ranks.rank]]
+    work = _reduce_scatter(reduced.view(-1), by_rank.view(-1), group=ranks.group, async_op=True)
+
+    def finish() -> Tensor:
+        work.wait()
+        return reduced[:, : counts[ranks.rank]]
+
+    return finish
+
+
+def start_sum(partial: Tensor, ranks: RankGroup) -> Pending:
+    """Sum over ranks, in place."""
+    work = dist.all_reduce(partial, group=ranks.group, async_op=True)
+
+    def finish() -> Tensor:
+        work.wait()
+        return partial
+
+    return finish
+
+
+def gather_sequence(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
+    """What :func:`start_gather` gives, at once."""
+    return start_gather(split, ranks, positions)()
+
+
+def reduce_scatter_sequence(partial: Tensor, ranks: RankGroup) -> Tensor:
+    """What :func:`start_reduce_scatter` gives, at once."""
+    return start_reduce_scatter(partial, ranks)()
 
 
 def _sum(tensor: Tensor, ranks: RankGroup) -> Tensor:
     return ranks.sum(tensor.clone(memory_format=torch.contiguous_format))
-
-
-class _Enter(torch.autograd.Function):
-    """Forward: nothing. Backward: sum, since each rank's matrix shard adds its share to the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, ranks: RankGroup) -> Tensor:
-        ctx.ranks = ranks
-        return whole.view_as(whole)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradients[0], ctx.ranks), None
 
 
 class _Leave(torch.autograd.Function):
@@ -129,13 +153,8 @@ def gather_positions(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
     return _GatherPositions.apply(split, ranks, positions)
 
 
-def enter(hidden: Tensor, ranks: RankGroup) -> Tensor:
-    """Into a region where each rank applies its share of a matrix to the same positions: the shape of `hidden`."""
-    return _Enter.apply(hidden, ranks)
-
-
 def enter_split(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
-    """From split positions into that region: ``[batch, positions, hidden]`` on every rank."""
+    """Into a region where each rank applies its share of a matrix to all positions: ``[batch, positions, hidden]``."""
     return _EnterSplit.apply(split, ranks, positions)
 
 

@@ -41,8 +41,8 @@ def apply_recompute(model: LanguageModel, kind: Recompute, every: int = 1) -> No
     Args:
         model: or a part of one; tensor parallelism is applied already, compilation is not.
         kind: FULL stores the input of a layer alone (Chen et al. 2016, arXiv 1604.06174). SELECTIVE also stores what
-            is dear to compute, which is what matrices, attention kernels and communication between them give, and
-            runs norms, activations and additions again (compare Korthikanti et al. 2022, arXiv 2205.05198).
+            is dear to compute, which is what matrices and attention kernels give, and runs norms, activations,
+            additions and communication again (compare Korthikanti et al. 2022, arXiv 2205.05198).
         every: layers 0, n, 2n, ... of the whole model do so, the others store everything.
     """
     if kind is Recompute.NONE:
@@ -50,11 +50,6 @@ def apply_recompute(model: LanguageModel, kind: Recompute, every: int = 1) -> No
     for group, block in zip(map(int, model.layers), model.blocks(), strict=True):
         layers = [n for n in range(model.part.first, model.part.end) if model.spec.group_of(n) == group]
         _recompute(block, kind, [layer % every == 0 for layer in layers])
-
-
-def recompute_blocks(model: LanguageModel) -> None:
-    """Let every block keep its input only and run again in the backward pass."""
-    apply_recompute(model, Recompute.FULL)
 
 
 def compile_blocks(model: LanguageModel) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
-from ptm_dist.parallel.collectives import enter, enter_split, gather_positions, leave
+from ptm_dist.parallel.collectives import enter_split, gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
+from ptm_dist.parallel.overlap import column_linear
 from ptm_dist.parallel.shards import balanced_range
 
 _SPLIT_DIMENSION = {
@@ -120,9 +121,8 @@ class ColumnParallelLinear(nn.Linear):
         """Whole or split positions in, all positions of this rank's outputs out."""
         if self.split.sequence_parallel:
             hidden = enter_split(hidden, self.split.ranks, self.split.sequence.positions)
-        else:
-            hidden = enter(hidden, self.split.ranks)
-        return F.linear(hidden, self.weight, self.bias)
+            return F.linear(hidden, self.weight, self.bias)
+        return column_linear(hidden, self.weight, self.bias, self.split.ranks)
 
 
 class RowParallelLinear(nn.Linear):
