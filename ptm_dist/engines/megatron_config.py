@@ -117,13 +117,21 @@ def _pipeline_problems(layout: LayoutSection) -> Iterator[str]:
 
 
 def check_installed() -> None:
-    """Raise a RecipeError that says what to install where Megatron-Core is missing."""
+    """Raise a RecipeError that says what to install where Megatron-Core is missing, or is another version.
+
+    Its state is reached by names that it does not promise to keep.
+    """
     try:
-        import megatron.core  # noqa: F401  (whether it is there)
+        from megatron.core import __version__ as version
     except ImportError as error:
         raise RecipeError(
             "engine=megatron needs Megatron-Core; run: pip install 'ptm-dist[megatron]', or use engine=native"
         ) from error
+    if version != VERSION:
+        raise RecipeError(
+            f"engine=megatron works with Megatron-Core {VERSION}, and {version} is installed; "
+            "run: pip install 'ptm-dist[megatron]', or use engine=native"
+        )
 
 
 def check_device(device: torch.device) -> None:

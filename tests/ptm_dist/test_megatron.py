@@ -5,6 +5,7 @@ The reference is the plain training of tests/parity/cells.py in float32. All of 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from ptm_dist.checkpoint.state import load_state, save_state
 from ptm_dist.engines.megatron import MegatronEngine
-from ptm_dist.engines.megatron_config import check_device, megatron_problems
+from ptm_dist.engines.megatron_config import check_device, check_installed, megatron_problems
 from ptm_dist.errors import RecipeError
 from ptm_dist.parallel.boxes import boxes_of
 from ptm_dist.parallel.control import control_group
@@ -261,3 +262,14 @@ def test_what_it_can_do_is_no_problem():
 def test_a_machine_without_cuda_is_told_to_use_another_engine():
     with pytest.raises(RecipeError, match="needs CUDA; use engine=native or deepspeed"):
         check_device(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("megatron.core", None), ("megatron.core.__version__", "0.1")])
+def test_a_missing_or_another_megatron_is_told_how_to_be_installed(monkeypatch, name, value):
+    check_installed()
+    if value is None:
+        monkeypatch.setitem(sys.modules, name, value)
+    else:
+        monkeypatch.setattr(name, value)
+    with pytest.raises(RecipeError, match=r"pip install 'ptm-dist\[megatron\]'"):
+        check_installed()
