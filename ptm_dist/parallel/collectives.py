@@ -1,7 +1,7 @@
 """Collectives with a gradient, between the regions of a tensor-parallel model.
 
 A *whole* region holds every position on each rank, a *split* region (sequence parallelism) a range of
-positions ``[batch, own, hidden]``, as even as can be. Each pair below is its own transpose, as in Megatron-LM
+positions ``[batch, own, hidden]``, as even as can be. Gradients go the way back, as in Megatron-LM
 (arXiv 1909.08053, section 3; arXiv 2205.05198, section 4.2.2).
 """
 
@@ -108,19 +108,6 @@ class _Leave(torch.autograd.Function):
         return gradients[0], None
 
 
-class _EnterSplit(torch.autograd.Function):
-    """Forward: gather positions. Backward: sum and keep one's own positions."""
-
-    @staticmethod
-    def forward(ctx: Any, split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
-        ctx.ranks = ranks
-        return gather_sequence(split, ranks, positions)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return reduce_scatter_sequence(gradients[0].contiguous(), ctx.ranks), None, None
-
-
 class _LeaveSplit(torch.autograd.Function):
     """Forward: sum and keep one's own positions. Backward: gather positions."""
 
@@ -153,11 +140,6 @@ def gather_positions(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
     return _GatherPositions.apply(split, ranks, positions)
 
 
-def enter_split(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
-    """Into a region where each rank applies its share of a matrix to all positions: ``[batch, positions, hidden]``."""
-    return _EnterSplit.apply(split, ranks, positions)
-
-
 def leave(partial: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
-    """Out of that region: the sum of the ranks' shares, whole or one range of positions per rank."""
+    """Out of a region where each rank has its share of a sum: the sum, whole or one range of positions per rank."""
     return (_LeaveSplit if sequence_parallel else _Leave).apply(partial, ranks)

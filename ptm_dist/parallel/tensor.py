@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
-from ptm_dist.parallel.collectives import enter_split, gather_positions, leave
+from ptm_dist.parallel.collectives import gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
-from ptm_dist.parallel.overlap import column_linear
+from ptm_dist.parallel.overlap import column_linear, column_linear_of_split
 from ptm_dist.parallel.shards import balanced_range
 
 _SPLIT_DIMENSION = {
@@ -119,10 +119,10 @@ class ColumnParallelLinear(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Whole or split positions in, all positions of this rank's outputs out."""
+        ranks, positions = self.split.ranks, self.split.sequence.positions
         if self.split.sequence_parallel:
-            hidden = enter_split(hidden, self.split.ranks, self.split.sequence.positions)
-            return F.linear(hidden, self.weight, self.bias)
-        return column_linear(hidden, self.weight, self.bias, self.split.ranks)
+            return column_linear_of_split(hidden, self.weight, self.bias, ranks, positions)
+        return column_linear(hidden, self.weight, self.bias, ranks)
 
 
 class RowParallelLinear(nn.Linear):
