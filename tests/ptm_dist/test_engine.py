@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -97,11 +98,13 @@ def compiled_losses(cell: Cell) -> list[float]:
         (1, {"recompute": "full"}),
         (2, {"zero_stage": 3}),
         (2, {"tensor_parallel": 2, "sequence_parallel": True}),
+        (2, {"pipeline_parallel": 2, "pipeline_schedule": "zbv_zero_bubble"}),
     ],
 )
 def test_compiled_blocks_compute_the_same(world, layout):
-    eager = run_distributed(compiled_losses, world, Cell(HARD, world, layout))[0]
-    compiled = run_distributed(compiled_losses, world, Cell(HARD, world, {**layout, "compile": True}))[0]
+    problem = replace(HARD, num_layers=4) if "pipeline_parallel" in layout else HARD
+    eager = run_distributed(compiled_losses, world, Cell(problem, world, layout, 3))[0]
+    compiled = run_distributed(compiled_losses, world, Cell(problem, world, {**layout, "compile": True}, 3))[0]
     assert compiled == pytest.approx(eager, rel=1e-12)
 
 
@@ -114,3 +117,32 @@ def test_micro_batches_are_at_most_as_large_as_asked_and_as_even_as_can_be(asked
 def test_a_phase_of_shorter_samples_takes_more_of_them_at_once():
     layout = resolve_layout(Cell(HARD, 1, {"micro_batch_size": 2}).recipe().layout, 1)
     assert layout.micro_batches(12, times_shorter=3) == (2, 6)
+
+
+def results_after_damage(cells: list[Cell]) -> list[tuple[float, float]]:
+    """Loss and norm that this rank sees after one number of the last rank's weights is no longer one."""
+    seen = []
+    for cell in cells:
+        engine = cell.engine()
+        if engine.mesh.losses.rank == engine.mesh.losses.size - 1:
+            shards = engine.model.shards()
+            box = shards[next(name for name in shards if name.startswith("layers.") and shards[name].local.numel())]
+            box.local.view(-1)[0] = torch.nan
+        result = engine.step(slice_batch(cell.problem, 0, engine), LEARNING_RATE)
+        seen.append((result.loss, result.grad_norm))
+        engine.close()
+    return seen
+
+
+def test_all_ranks_see_that_a_number_of_one_of_them_is_none():
+    cells = [
+        Cell(HARD, 4, {}),
+        Cell(HARD, 4, {"zero_stage": 3}),
+        Cell(HARD, 4, {"pipeline_parallel": 2}),
+        Cell(HARD, 4, {"context_parallel": 2, "tensor_parallel": 2}),
+        Cell(HARD, 4, {"pipeline_parallel": 2, "tensor_parallel": 2}),
+    ]
+    for rank in run_distributed(results_after_damage, 4, cells):
+        for cell, (loss, norm) in zip(cells, rank, strict=True):
+            assert math.isnan(loss), cell
+            assert math.isnan(norm), cell
