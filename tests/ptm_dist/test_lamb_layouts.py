@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ptm_dist.models import model_spec
 from ptm_dist.optim.lamb import Lamb
 from ptm_dist.optim.whole_norms import WholeNorms
-from ptm_dist.parallel.mesh import ALONE, RankMesh, build_mesh
+from ptm_dist.parallel.mesh import RankMesh, build_mesh
 from ptm_dist.parallel.shards import LocalShard, chunk_range
+from ptm_dist.parallel.tensor import split_dimension, tensor_box
 from ptm_dist.recipe.layout import resolve_layout
-from ptm_dist.recipe.schema import LayoutSection
+from ptm_dist.recipe.schema import LayoutSection, ModelSection
 from tests.distributed import run_distributed
 
 HEADS, HEAD_SIZE = 2, 5
@@ -31,14 +33,18 @@ SHAPES = {
     "layers.0.ffn.up.weight": (13, HIDDEN),
     "pair_head.classifier.weight": (2, HIDDEN),
 }
-SPLIT = {
-    "embeddings.token.weight": 0,
-    QKV: 0,
-    "layers.0.attention.qkv.bias": 0,
-    "layers.0.attention.output.weight": 1,
-    "layers.0.ffn.up.weight": 0,
-}
-WHOLE_MESH = RankMesh(ALONE, ALONE, ALONE, ALONE, None)
+SPEC = model_spec(
+    ModelSection(
+        family="bert",
+        vocab_size=23,
+        max_positions=7,
+        hidden_size=HIDDEN,
+        num_heads=HEADS,
+        num_layers=1,
+        ffn_hidden_size=13,
+    )
+)
+WHOLE_MESH = RankMesh()
 WORLD, STEPS, RATE = 4, 6, 3e-3
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -57,18 +63,16 @@ def whole(seed: int) -> dict[str, Tensor]:
 
 def cut(name: str, tensor: Tensor, mesh: RankMesh) -> LocalShard:
     """This rank's box: first tensor parallelism, then rows for ZeRO, as the engine cuts."""
-    offset, local = [0] * tensor.dim(), tensor
-    if name in SPLIT:
-        dimension = SPLIT[name]
-        begin, end = chunk_range(tensor.shape[dimension], mesh.tensor.size, mesh.tensor.rank)
-        offset[dimension], local = begin, local.narrow(dimension, begin, end - begin)
+    first, shape = tensor_box(name, tuple(tensor.shape), SPEC, mesh.tensor.size, mesh.tensor.rank)
+    local = LocalShard(tensor.new_empty(shape), tuple(tensor.shape), first).cut(tensor)
+    offset = list(first)
     begin, end = chunk_range(local.shape[0], mesh.shard.size, mesh.shard.rank)
     offset[0] += begin
     return LocalShard(local[begin:end].clone(), tuple(tensor.shape), tuple(offset))
 
 
 def owners_at(mesh: RankMesh) -> Callable[[str], tuple[bool, bool]]:
-    return lambda name: (name in SPLIT and mesh.tensor.size > 1, mesh.shard.size > 1)
+    return lambda name: (split_dimension(name) is not None and mesh.tensor.size > 1, mesh.shard.size > 1)
 
 
 def norms_of(tensors: dict[str, Tensor], mesh: RankMesh) -> Tensor:
