@@ -26,9 +26,14 @@ class Format(StrEnum):
 
     HF = "hf"
     """What Hugging Face transformers loads and saves."""
+    DEEPSPEED = "deepspeed"
+    """Universal checkpoints: weights and optimizer state."""
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="hf: what Hugging Face transformers loads.")]
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", help="hf: what Hugging Face transformers loads. deepspeed: a universal checkpoint."),
+]
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -119,6 +124,7 @@ def show(
     epilog=examples(
         "ptm checkpoint export runs/demo-gpt --format hf --out runs/demo-gpt/hf",
         "ptm checkpoint export runs/demo-gpt/checkpoints/step-00000150 --out gpt-hf --max-shard-size 500MB",
+        "ptm checkpoint export runs/demo-gpt --format deepspeed --out runs/demo-gpt/universal",
     )
 )
 def export(
@@ -126,16 +132,23 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     form: FormatOption = Format.HF,
     max_shard_size: Annotated[
-        int, typer.Option(parser=parse_size, metavar="SIZE", help="Largest file of weights, like 500MB or 2GiB.")
+        int, typer.Option(parser=parse_size, metavar="SIZE", help="hf: largest file of weights, like 500MB or 2GiB.")
     ] = "2GB",  # type: ignore[assignment]
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Tokenizer folder, if it is no longer where the recipe says.")
+        Path | None, typer.Option(help="hf: tokenizer folder, if it is no longer where the recipe says.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the model of a checkpoint, with its tokenizer, as a folder that transformers loads."""
-    from ptm_dist.checkpoint.convert import export_checkpoint
+    """Write the model of a checkpoint as a folder that another program loads: with its tokenizer, or its optimizer."""
+    from ptm_dist.checkpoint.convert import export_checkpoint, export_universal
 
+    if form is Format.DEEPSPEED:
+        written = export_universal(checkpoint, out)
+        if as_json:
+            print_json(written)
+        else:
+            print(f"{written.parameters} parameters and their optimizer state of step {written.step} in {out}")
+        return
     done = export_checkpoint(checkpoint, out, max_shard_bytes=max_shard_size, tokenizer=tokenizer)
     if as_json:
         print_json(done)
@@ -150,18 +163,26 @@ def export(
     epilog=examples(
         "ptm checkpoint import downloads/bert-base-uncased --format hf --out runs/bert-base",
         "ptm train recipe.yaml checkpoint.load_from=runs/bert-base",
+        "ptm checkpoint import runs/ds/universal --format deepspeed --recipe recipe.yaml --out runs/from-ds",
     ),
 )
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder with config.json and weights.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with config.json and weights, or a universal checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     form: FormatOption = Format.HF,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights of heads that the folder lacks.")] = 1234,
+    seed: Annotated[int, typer.Option(min=0, help="hf: of the initial weights of heads that it lacks.")] = 1234,
+    recipe: Annotated[
+        Path | None, typer.Option(help="deepspeed: of the run, if `ptm checkpoint export` did not write the folder.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="deepspeed: steps done, if its files do not say.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a checkpoint of a folder of transformers; a run starts from it by checkpoint.load_from."""
+    """Make a checkpoint of a folder of another program; a run starts from it by checkpoint.load_from."""
     from ptm_dist.checkpoint.convert import import_checkpoint
 
+    if form is Format.DEEPSPEED:
+        _import_universal(folder, out, recipe, step, as_json)
+        return
     done = import_checkpoint(folder, out, seed=seed)
     if as_json:
         print_json(done)
@@ -175,6 +196,20 @@ def import_(
     print("the model section for recipes that start from it:")
     for key, value in _said(done.section).items():
         print(f"  {key}: {value}")
+
+
+def _import_universal(folder: Path, out: Path, recipe_file: Path | None, step: int | None, as_json: bool) -> None:
+    from ptm_dist.checkpoint.convert import import_universal
+    from ptm_dist.recipe.loading import load_recipe
+    from ptm_dist.training.data import RecipeData
+
+    recipe = load_recipe(recipe_file) if recipe_file is not None else None
+    of_data = {"data_fingerprint": RecipeData(recipe).fingerprint} if recipe is not None else {}
+    done = import_universal(folder, out, recipe=recipe, step=step, **of_data)
+    if as_json:
+        print_json(done)
+        return
+    print(f"{done.parameters} parameters and their optimizer state of step {done.step} in {out}")
 
 
 def _said(section: ModelSection) -> dict[str, object]:
