@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ptm_dist.optim.apex import apex_for
 from ptm_dist.optim.decay import decay_groups
 from ptm_dist.optim.optimizer import Shards, zero_slot
 
 
 class AdamW:
-    """Moments m and v by parameter name, and the fused update.
+    """Moments m and v by parameter name, and the fused update: torch's, or that of NVIDIA's apex where it is.
 
     With learning rate a, weight decay d and gradient g, each step t = 1, 2, ... does
 
@@ -74,14 +75,20 @@ class AdamW:
         learning_rate: float,
         weight_decay: float,
     ) -> None:
+        slots = (gradients, parameters, self.exp_avg, self.exp_avg_sq)
+        grads, weights, first, second = ([tensors[name] for name in names] for tensors in slots)
+        if (apex := apex_for([*grads, *weights])) is not None:
+            lists, step, correct = (grads, weights, first, second), self.steps_done + 1, self.bias_correction
+            apex.adamw(lists, learning_rate, self.betas, self.eps, weight_decay, step, bias_correction=correct)
+            return
         # After infinitely many steps the corrections 1 - b^t are 1, exactly.
         steps_done = float(self.steps_done) if self.bias_correction else math.inf
-        steps = torch.full((len(names),), steps_done, device=parameters[names[0]].device)
+        steps = torch.full((len(names),), steps_done, device=weights[0].device)
         adamw(
-            [parameters[name] for name in names],
-            [gradients[name] for name in names],
-            [self.exp_avg[name] for name in names],
-            [self.exp_avg_sq[name] for name in names],
+            weights,
+            grads,
+            first,
+            second,
             [],
             list(steps.unbind()),
             fused=True,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ptm_dist.optim.apex import apex_for
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
 from ptm_dist.parallel.shards import LocalShard
 
@@ -68,13 +69,20 @@ class WholeNorms:
     def _local_squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
         dtype = torch.float64 if tensors[next(iter(self._counts))].dtype == torch.float64 else torch.float32
         single = [name for name in self._counts if name not in self._roles and tensors[name].numel()]
-        norms = torch._foreach_norm([tensors[name] for name in single], dtype=dtype) if single else ()
+        norms = _norms([tensors[name] for name in single], dtype)
         squares = {name: norm.square().reshape(1) for name, norm in zip(single, norms, strict=True)}
         nothing = torch.zeros(1, dtype=dtype, device=self._in_tensor_group.device)
         for name, roles in self._roles.items():
             rows = torch.linalg.vector_norm(tensors[name], dim=1, keepdim=True, dtype=dtype).square()
             squares[name] = torch.where(roles, rows, 0.0).sum(0)
         return torch.cat([squares.get(name, nothing) for name in self._counts])
+
+
+def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    if not tensors:
+        return ()
+    apex = apex_for(tensors)
+    return torch._foreach_norm(tensors, dtype=dtype) if apex is None else apex.norms(tensors).unbind()
 
 
 def _roles(box: LocalShard, head_size: int) -> Tensor:

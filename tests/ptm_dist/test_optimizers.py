@@ -7,7 +7,7 @@ from torch import Tensor
 from ptm_dist.optim.build import build_optimizer, slot_names
 from ptm_dist.optim.decay import is_decayed
 from ptm_dist.optim.optimizer import Optimizer
-from ptm_dist.parallel.mesh import ALONE, RankMesh
+from ptm_dist.parallel.mesh import RankMesh
 from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.schema import OptimizerSection
 
@@ -22,7 +22,7 @@ SHAPES = {
     "layers.0.ffn.up.weight": (17, HIDDEN),
     "layers.0.ffn_norm.weight": (HIDDEN,),
 }
-WHOLE_MESH = RankMesh(ALONE, ALONE, ALONE, ALONE, None)
+WHOLE_MESH = RankMesh()
 STEPS, RATE = 12, 3e-3
 SECTIONS = {
     "adamw": {"kind": "adamw", "betas": (0.9, 0.98)},
