@@ -122,8 +122,3 @@ def _engine_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -> 
         from ptm_dist.engines.megatron_config import megatron_problems
 
         yield from megatron_problems(recipe, layout, world_size)
-    elif layout.offload != "none":
-        yield (
-            f"layout.offload={layout.offload}: engine=native keeps everything on the device; use engine=deepspeed, or "
-            "layout.offload=none"
-        )

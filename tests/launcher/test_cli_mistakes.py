@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+from pathlib import Path
 
 import pytest
+
+from ptm_dist.recipe.checks import check_recipe
+from ptm_dist.recipe.loading import load_recipe
+
+SCHEDULE_FILE = Path(__file__).parents[1] / "parity" / "schedule.csv"
 
 
 def check(result, *parts: str) -> None:
@@ -79,16 +86,117 @@ def test_a_flipped_bit_in_a_shard(ptm, workspace, nproc):
         ("data.path=/nowhere", ("/nowhere",)),
         ("training.stps=5", ("training.stps", "did you mean")),
         ("checkpoint.load_from=/nowhere", ("/nowhere",)),
+        ("training.precision=fp16", ("needs a loss scale", "training.precision=bf16, or engine=deepspeed")),
+        ("deepspeed.offload_optimizer=cpu", ("has no effect with engine=native", "or use engine=deepspeed")),
+        ("megatron.transformer_engine=never", ("has no effect with engine=native", "or use engine=megatron")),
+        ("layout.tensor_parallel=2", ("nearest layout that works on 1 process: layout.tensor_parallel=1 (",)),
     ],
 )
 def test_a_recipe_that_cannot_work(ptm, workspace, override, parts):
     check(ptm("train", workspace / "recipe.yaml", override), *parts)
 
 
-def test_a_layout_that_does_not_fit_the_processes_starts_none(ptm, workspace):
-    result = ptm("train", workspace / "recipe.yaml", "--nproc", 2, "layout.data_parallel=3")
-    check(result, "layout.data_parallel=3")
+PIPELINE = "layout.pipeline_parallel=2"
+PHASE = "training.phases=[{until_step: 3, sequence_length: 16, global_batch_size: 2}]"
+BY_FILE = (PIPELINE, "layout.pipeline_schedule=file", f"layout.pipeline_schedule_file={SCHEDULE_FILE}")
+ALONE = "(override) has no effect with layout.pipeline_parallel=1; leave it out, or use layout.pipeline_parallel=2 or"
+LAYOUT_MISTAKES = [
+    (
+        2,
+        ["layout.data_parallel=3"],
+        "layout.data_parallel=3 (override) x layout.tensor_parallel=1 does not make the 2 ",
+    ),
+    (
+        4,
+        ["layout.tensor_parallel=3"],
+        "layout.tensor_parallel=3 (override) does not divide the 4 processes of this run",
+    ),
+    (4, ["layout.context_parallel=3"], "layout.context_parallel=3 (override) does not divide the 4 processes"),
+    (4, ["layout.pipeline_parallel=3"], "layout.pipeline_parallel=3 (override) does not divide the 4 processes"),
+    (
+        4,
+        ["layout.tensor_parallel=2", "layout.context_parallel=3"],
+        "use a product of 1, 2 or 4, or start a multiple of 6",
+    ),
+    (4, ["layout.zero_stage=3", "layout.data_parallel_replicate=3"], "does not divide the 4 data-parallel ranks"),
+    (4, ["layout.data_parallel_replicate=2"], "layout.data_parallel_replicate=2 (override) needs layout.zero_stage 1"),
+    (4, ["layout.pipeline_parallel=4"], "model.num_layers=2 (ROOT/recipe.yaml:4) is too few for the 4 stages"),
+    (
+        2,
+        [PIPELINE, "layout.pipeline_schedule=dualpipev"],
+        "model.num_layers=2 (ROOT/recipe.yaml:4) is too few for the 4",
+    ),
+    (2, [PIPELINE, "layout.pipeline_split=[2]"], "layout.pipeline_split=[2] (override) leaves a stage without layers"),
+    (
+        2,
+        [PIPELINE, "layout.pipeline_stages_per_rank=2"],
+        "does not suit layout.pipeline_schedule=1f1b; use 1 (or leave",
+    ),
+    (2, [PIPELINE, "layout.pipeline_schedule=file"], "needs layout.pipeline_schedule_file; name a file, or another"),
+    (2, [PIPELINE, BY_FILE[2]], f"={SCHEDULE_FILE} (override) has no effect with layout.pipeline_schedule=1f1b"),
+    (
+        2,
+        [*BY_FILE, "layout.micro_batch_size=1", "training.global_batch_size=7"],
+        "has 6 micro-batches, a step of this recipe 7",
+    ),
+    (2, ["layout.pipeline_schedule=gpipe"], f"layout.pipeline_schedule=gpipe {ALONE}"),
+    (2, ["layout.pipeline_split=[1]"], f"layout.pipeline_split=[1] {ALONE}"),
+    (2, ["layout.pipeline_stages_per_rank=2"], f"layout.pipeline_stages_per_rank=2 {ALONE}"),
+    (2, [BY_FILE[2]], f"layout.pipeline_schedule_file={SCHEDULE_FILE} {ALONE}"),
+    (2, ["layout.context_method=ulysses"], "(override) has no effect with layout.context_parallel=1; leave it out"),
+    (2, ["layout.sequence_parallel=true"], "(override) has no effect with layout.tensor_parallel=1; leave it out"),
+    (2, ["layout.recompute_every=2"], "(override) has no effect with layout.recompute=none; leave it out"),
+    (
+        64,
+        ["layout.context_parallel=64"],
+        "ranks without a position of data.sequence_length=32 (ROOT/recipe.yaml:5); use",
+    ),
+    (32, ["layout.context_parallel=32", PHASE], "a position of training.phases[0].sequence_length=16 (override); use"),
+    (8, [], "training.global_batch_size=4 (ROOT/recipe.yaml:8) gives some of the 8 data-parallel ranks no sample"),
+    (4, [PHASE], "training.phases[0].global_batch_size=2 (override) gives some of the 4 data-parallel ranks no sample"),
+    (2, ["engine=deepspeed", "layout.tensor_parallel=2"], "layout.tensor_parallel=2 (override): engine=deepspeed"),
+    (2, ["engine=deepspeed", "layout.offload=optimizer"], "needs layout.zero_stage 1, 2 or 3 with engine=deepspeed"),
+    (
+        2,
+        ["engine=megatron", "layout.zero_stage=2"],
+        "engine=megatron (override) has layout.zero_stage (override) 0 and 1",
+    ),
+    (2, ["engine=megatron", "layout.compile=true"], "engine=megatron (override) does not compile blocks"),
+]
+
+
+@pytest.mark.parametrize(("nproc", "overrides", "expected"), LAYOUT_MISTAKES)
+def test_a_layout_that_cannot_work_starts_nothing_and_the_one_that_is_offered_works(
+    ptm, workspace, nproc, overrides, expected
+):
+    recipe = workspace / "recipe.yaml"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = ptm("train", recipe, "--nproc", nproc, *overrides)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN) == before, "a process was started"
     assert not (workspace / "run").exists()
+    check(result, expected.replace("ROOT", str(workspace)))
+    check_recipe(load_recipe(recipe, [*overrides, *offered(result, nproc)]), nproc, None)
+
+
+def offered(result, nproc: int) -> list[str]:
+    """The overrides in the last line of a message."""
+    words = result.err.splitlines()[-1].removeprefix(f"nearest layout that works on {nproc} processes: ").split()
+    return words[: words.index("(data_parallel")]
+
+
+def test_the_layout_that_is_offered_can_be_pasted_behind_the_command(ptm, workspace):
+    command = ("train", workspace / "recipe.yaml", "--nproc", 2, "layout.pipeline_parallel=3", "training.steps=2")
+    refused = ptm(*command)
+    assert offered(refused, 2) == ["layout.pipeline_parallel=2"]
+    assert ptm(*command, *offered(refused, 2)).code == 0
+
+
+def test_no_layout_is_offered_where_something_else_is_wrong(ptm, workspace):
+    result = ptm("train", workspace / "recipe.yaml", "--nproc", 2, "engine=megatron", "optimizer.kind=lamb")
+    check(result, "no layout works on 2 processes as long as the rest of the recipe stays as it is")
+    result = ptm("train", workspace / "recipe.yaml", "--nproc", 2, "training.precision=fp16", "schedule.warmup_steps=7")
+    check(result, "training.precision=fp16", "schedule.warmup_steps=7")
+    assert "layout that works" not in result.err
 
 
 def test_no_recipe_file(ptm, tmp_path):
