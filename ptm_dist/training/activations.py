@@ -26,7 +26,7 @@ class ForwardPass:
     """One micro-batch on one rank, and the bytes of which its backward pass needs to be reminded.
 
     Widths below: h hidden, f feed-forward, e embedding; t tensor-parallel ranks. Sequence parallelism leaves a rank
-    its share of positions between the matrices, while the gathered inputs of matrices are whole.
+    its share of positions between the matrices: their inputs are gathered again in the backward pass.
 
     Attributes:
         recipe: gives model and precision.
@@ -88,7 +88,7 @@ class ForwardPass:
     def _stream(self, width: int) -> int:
         """The rank's positions of something that is not in the matrices."""
         share = self.layout.tensor_parallel if self.layout.sequence_parallel else 1
-        return self._tokens // share * width * self._compute
+        return self.samples * -(-self.sequence_length // share) * width * self._compute
 
     def _norm(self, width: int) -> int:
         """LayerNorm: its input; mean and deviation of each position."""
@@ -101,14 +101,14 @@ class ForwardPass:
         """
         tensor = self.layout.tensor_parallel
         ffn = -(-self._spec.block.ffn_hidden_size // tensor)
-        inside = self._compute * (2 * self._hidden + 4 * self._hidden // tensor + 2 * ffn)
-        heads = self._spec.block.num_heads // tensor
-        return 2 * self._norm(self._hidden) + self._tokens * (inside + self._wide * heads)
+        heads = -(-self._spec.block.num_heads // tensor)
+        inside = self._compute * (4 * heads * self._spec.block.head_size + 2 * ffn)
+        outside = 2 * self._norm(self._hidden) + 2 * self._stream(self._hidden)
+        return outside + self._tokens * (inside + self._wide * heads)
 
     def _at_work(self) -> int:
-        """What a recomputed block stores beside its input, unless it reads a gathered copy of that."""
-        reads_copy = self.layout.sequence_parallel and self._spec.block.norm_position is NormPosition.POST
-        return self._block() - (0 if reads_copy else self._stream(self._hidden))
+        """What a recomputed block stores beside its input."""
+        return self._block() - self._stream(self._hidden)
 
     def _attention_mask(self, layer: int) -> int:
         """What a layer sees, as numbers that are added to its scores: a band, other documents, or padding."""
@@ -139,7 +139,7 @@ class ForwardPass:
         """
         if self._spec.block.causal:
             pre = self._spec.block.norm_position is NormPosition.PRE
-            return (self._norm(self._hidden) if pre else 0) + self._tokens * self._hidden * self._compute
+            return (self._norm(self._hidden) if pre else 0) + self._stream(self._hidden)
         width = self._hidden + 3 * self._spec.embedding.size
         stored = self.samples * self.predictions * (_ID + width * self._compute + 2 * self._wide)
         if self._spec.pair_head:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ptm_dist.models import model_spec, parameter_shapes
+from ptm_dist.models.spec import ModelSpec
 from ptm_dist.optim.build import slot_names
-from ptm_dist.parallel.tensor import split_dimension
+from ptm_dist.parallel.tensor import tensor_box
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.phases import Phase, phases
 from ptm_dist.recipe.schema import Precision, Recipe
@@ -70,13 +71,9 @@ def estimate_memory(recipe: Recipe, layout: ResolvedLayout) -> MemoryEstimate:
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def tensor_shard(name: str, shape: tuple[int, ...], layout: ResolvedLayout) -> tuple[int, ...]:
-    """Shape of the first tensor-parallel rank's part: chunks are cut by ceiling, so the first is the largest."""
-    dimension = split_dimension(name)
-    if dimension is None:
-        return shape
-    cut = -(-shape[dimension] // layout.tensor_parallel)
-    return (*shape[:dimension], cut, *shape[dimension + 1 :])
+def tensor_shard(name: str, shape: tuple[int, ...], spec: ModelSpec, layout: ResolvedLayout) -> tuple[int, ...]:
+    """Shape of the first tensor-parallel rank's part, the largest."""
+    return tensor_box(name, shape, spec, layout.tensor_parallel, 0)[1]
 
 
 def zero_shard(shape: tuple[int, ...], layout: ResolvedLayout) -> tuple[int, ...]:
@@ -105,8 +102,9 @@ class _Groups:
 
     @classmethod
     def of(cls, recipe: Recipe, layout: ResolvedLayout) -> _Groups:
-        shapes = {name: tensor_shard(name, shape, layout) for name, shape in parameter_shapes(recipe.model).items()}
         spec = model_spec(recipe.model)
+        whole = parameter_shapes(recipe.model)
+        shapes = {name: tensor_shard(name, shape, spec, layout) for name, shape in whole.items()}
         rest = 0
         layers: dict[str, int] = {}
         for name, shape in shapes.items():

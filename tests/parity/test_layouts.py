@@ -58,11 +58,11 @@ def test_bfloat16_follows_single_precision_as_far_as_its_eight_bits_go():
 
 
 def test_ranks_with_no_share_of_the_vocabulary_or_of_the_batch_take_part():
-    tiny_vocabulary = Problem(vocab_size=5, steps=3)
+    tiny_vocabulary = Problem(vocab_size=3, steps=3)
     tiny_batch = Problem(global_batch=2, steps=3)
     settings = {
         "vocabulary": [
-            Setting("TP 4, a row or two each", 4, {"tensor_parallel": 4}),
+            Setting("TP 4", 4, {"tensor_parallel": 4}),
             Setting("TP 4 + SP", 4, {"tensor_parallel": 4, "sequence_parallel": True}),
         ],
         "batch": [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models import LanguageModel, build_model
 from ptm_dist.parallel.mesh import build_mesh
-from ptm_dist.parallel.parallelize import Numbers, ParallelModel
+from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
 from ptm_dist.parallel.recompute import apply_recompute
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import resolve_layout
@@ -131,7 +132,7 @@ def stored_by(model: LanguageModel, samples: int, length: int, documents_apart: 
 def stored_bytes(recipe: Recipe) -> int:
     model = build_model(recipe.model).to(DTYPES[recipe.training.precision])
     if recipe.layout.recompute == "full":
-        apply_recompute(model, Recompute.FULL)
+        apply_recompute(model, recipe.layout.recompute)
     return stored_of(recipe, model)
 
 
@@ -155,17 +156,23 @@ def stored_by_first_rank(recipes: list[Recipe], world_size: int) -> list[int]:
     for recipe in recipes:
         layout = resolve_layout(recipe.layout, world_size)
         mesh = build_mesh(layout, torch.device("cpu"))
-        with torch.device("meta"):
-            model = build_model(recipe.model)
-        parallel = ParallelModel(model, layout, mesh, Numbers(torch.float32, None), torch.device("cpu"))
-        stored.append(stored_of(recipe, parallel.module))
+        plan = plan_stages(recipe.model, layout)
+        build = partial(build_model, recipe.model)
+        parallel = ParallelModel(build, plan, layout, mesh, Numbers(torch.float32, None))
+        parallel.materialize(torch.device("cpu"))
+        stored.append(stored_of(recipe, parallel.stages[0].module))
     return stored
 
 
 @pytest.mark.parametrize("layout", [{}, {"sequence_parallel": True}])
-def test_activations_are_what_the_fullest_of_two_tensor_parallel_ranks_stores(layout: dict[str, Any]):
+@pytest.mark.parametrize(
+    "sizes", [{}, {"model__hidden_size": 36, "model__num_heads": 3, "data__sequence_length": 15}]
+)
+def test_activations_are_what_the_fullest_of_two_tensor_parallel_ranks_stores(
+    layout: dict[str, Any], sizes: dict[str, int]
+):
     shares = {"micro_batch_size": 3, "tensor_parallel": 2, **layout}
-    recipes = [recipe_of(shares, **UNEVEN, **values) for values in FAMILIES.values()]
+    recipes = [recipe_of(shares, **UNEVEN, **values, **sizes) for values in FAMILIES.values()]
     first, _ = run_distributed(stored_by_first_rank, 2, recipes, 2)
     assert dict(zip(FAMILIES, first, strict=True)) == {
         family: estimate(recipe, 2).activations for family, recipe in zip(FAMILIES, recipes, strict=True)
