@@ -143,3 +143,13 @@ def gather_positions(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
 def leave(partial: Tensor, ranks: RankGroup, *, sequence_parallel: bool) -> Tensor:
     """Out of a region where each rank has its share of a sum: the sum, whole or one range of positions per rank."""
     return (_LeaveSplit if sequence_parallel else _Leave).apply(partial, ranks)
+
+
+def sum_together(tensors: list[Tensor], ranks: RankGroup) -> None:
+    """Sum tensors over ranks, in place and in one message; the same list, in the same order, on every rank."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    ranks.sum(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))

@@ -13,6 +13,7 @@ from ptm_dist.models import model_spec
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.collectives import sum_together
 from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
@@ -26,7 +27,6 @@ from ptm_dist.parallel.tensor import (
     apply_tensor_parallel,
     sees_range_of_positions,
     split_dimension,
-    sum_over_ranks,
     tensor_box,
 )
 from ptm_dist.recipe.layout import ResolvedLayout
@@ -144,9 +144,9 @@ class ParallelModel:
             for copy in self._copies.get(name, ()):
                 gradients[name] += _gradient(name, copy)
         partial = [name for name in gradients if sees_range_of_positions(name, self.spec, self.split)]
-        sum_over_ranks([gradients[name] for name in partial], self.split)
+        sum_together([gradients[name] for name in partial], self.mesh.tensor)
         for prefixes, ranks in self._shared:
-            _sum_flat([gradients[name] for name in sorted(gradients) if name.startswith(prefixes)], ranks)
+            sum_together([gradients[name] for name in sorted(gradients) if name.startswith(prefixes)], ranks)
         return gradients
 
     def counted(self, name: str) -> bool:
@@ -232,14 +232,6 @@ def _shared_groups(plan: StagePlan, spec: ModelSpec, mesh: RankMesh) -> list[tup
             by_ranks.setdefault(ranks, []).append(prefix)
     groups = [(tuple(by_ranks[ranks]), mesh.pipeline_members(ranks)) for ranks in sorted(by_ranks)]
     return [(prefixes, group) for prefixes, group in groups if group.size > 1]
-
-
-def _sum_flat(gradients: list[Tensor], ranks: RankGroup) -> None:
-    """Sum gradients over ranks, in place and in one go."""
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    ranks.sum(flat)
-    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(total.view_as(gradient))
 
 
 def _gradient(name: str, parameter: nn.Parameter) -> Tensor:

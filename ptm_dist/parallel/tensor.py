@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -227,13 +226,3 @@ def sees_range_of_positions(name: str, spec: ModelSpec, split: TensorSplit) -> b
     if not split.sequence_parallel or split_dimension(name) is not None:
         return False
     return spec.block.causal or not name.startswith(("head.", "pair_head."))
-
-
-def sum_over_ranks(gradients: list[Tensor], split: TensorSplit) -> None:
-    """Sum gradients over the tensor-parallel ranks, in place."""
-    if not gradients:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    split.ranks.sum(flat)
-    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(total.view_as(gradient))
