@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log, prod
+from math import log
 from pathlib import Path
 from typing import Literal
 
@@ -148,23 +148,22 @@ def stages_per_rank(layout: LayoutSection) -> int:
 
 def model_parallel_size(layout: LayoutSection) -> int:
     """Ranks that share one copy of the model and one slice of the samples."""
-    return prod(_model_parallel(layout).values())
+    return layout.tensor_parallel * layout.context_parallel * layout.pipeline_parallel
 
 
-def _model_parallel(layout: LayoutSection) -> dict[str, int]:
-    """The sizes that share a model or a sequence, by key; those of 1 left out."""
+def _model_parallel(layout: LayoutSection) -> str:
+    """The sizes that share a model or a sequence, in words; those of 1 left out."""
     keys = ("tensor_parallel", "context_parallel", "pipeline_parallel")
     sizes = {f"layout.{key}": getattr(layout, key) for key in keys}
-    return {key: size for key, size in sizes.items() if size > 1}
+    return " x ".join(f"{key}={size}" for key, size in sizes.items() if size > 1) or "layout.tensor_parallel=1"
 
 
 def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
     """Why a layout does not multiply to a world of this size, each with what to use instead."""
-    model, data, copies = _model_parallel(layout), layout.data_parallel, layout.data_parallel_replicate
-    size = prod(model.values())
-    named = " x ".join(f"{key}={value}" for key, value in model.items()) or "layout.tensor_parallel=1"
+    size, data, copies = model_parallel_size(layout), layout.data_parallel, layout.data_parallel_replicate
     if world_size % size:
-        product_of = "a product of " if len(model) > 1 else ""
+        named = _model_parallel(layout)
+        product_of = "a product of " if " x " in named else ""
         yield (
             f"{named} does not divide the {processes(world_size)} of this run; "
             f"use {product_of}{either(near_divisors(world_size, size))}, or start a multiple of {size}"
@@ -173,7 +172,7 @@ def layout_problems(layout: LayoutSection, world_size: int) -> Iterator[str]:
     fitting = world_size // size
     if data != "auto" and data != fitting:  # noqa: PLR1714  (mypy narrows this form)
         yield (
-            f"layout.data_parallel={data} x {named} does not make the "
+            f"layout.data_parallel={data} x {_model_parallel(layout)} does not make the "
             f"{processes(world_size)} of this run; use layout.data_parallel={fitting} (or auto), "
             f"or start {processes(data * size)}"
         )
