@@ -81,8 +81,6 @@ def _parallel_problems(recipe: Recipe, layout: LayoutSection) -> Iterator[str]:
             "engine=megatron shares optimizer state between all data-parallel ranks, but "
             f"layout.data_parallel_replicate={layout.data_parallel_replicate}; use 1, or engine=native"
         )
-    if layout.zero_stage == 1 and not recipe.megatron.distributed_optimizer:
-        yield "layout.zero_stage=1 is Megatron's distributed optimizer; use 0 with megatron.distributed_optimizer=false"
     yield from _length_problems(recipe, layout)
     yield from _pipeline_problems(layout)
 

@@ -11,7 +11,7 @@ from ptm_dist.recipe.layout import either, near_divisors
 from ptm_dist.recipe.layout_checks import fit_problems, shown
 from ptm_dist.recipe.nearest import suggestion
 from ptm_dist.recipe.places import with_places
-from ptm_dist.recipe.schema import Precision, Recipe, Section
+from ptm_dist.recipe.schema import Precision, Recipe
 
 
 def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | None) -> None:
@@ -85,11 +85,11 @@ def _engine_problems(recipe: Recipe) -> Iterator[str]:
             "training.precision=fp16 needs a loss scale, which engine=native does not have; use "
             "training.precision=bf16, or engine=deepspeed"
         )
-    sections: dict[str, Section] = {"deepspeed": recipe.deepspeed, "megatron": recipe.megatron}
-    for engine, section in sections.items():
-        for key, field in type(section).model_fields.items():
-            if engine != recipe.engine and (value := getattr(section, key)) != field.default:
-                yield (
-                    f"{engine}.{key}={shown(value)} has no effect with engine={recipe.engine}; leave it out, or use "
-                    f"engine={engine}"
-                )
+    if recipe.engine == "deepspeed":
+        return
+    for key, field in type(recipe.deepspeed).model_fields.items():
+        if (value := getattr(recipe.deepspeed, key)) != field.default:
+            yield (
+                f"deepspeed.{key}={shown(value)} has no effect with engine={recipe.engine}; leave it out, or use "
+                "engine=deepspeed"
+            )

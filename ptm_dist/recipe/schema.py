@@ -364,15 +364,6 @@ class DeepSpeedSection(Section):
     """Folder on a fast local disk, for nvme."""
 
 
-class MegatronSection(Section):
-    """What engine=megatron does beyond the layout."""
-
-    transformer_engine: Literal["auto", "never"] = "auto"
-    """auto: its layers where it is installed."""
-    distributed_optimizer: bool = True
-    """Share optimizer state between data-parallel ranks (ZeRO-1)."""
-
-
 class EvaluationSection(Section):
     """Validation during the run."""
 
@@ -434,7 +425,6 @@ class Recipe(Section):
     engine: Literal["native", "deepspeed", "megatron"] = "native"
     """Which engine computes the step: native does every layout."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
-    megatron: MegatronSection = MegatronSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()

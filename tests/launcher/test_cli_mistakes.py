@@ -88,7 +88,6 @@ def test_a_flipped_bit_in_a_shard(ptm, workspace, nproc):
         ("checkpoint.load_from=/nowhere", ("/nowhere",)),
         ("training.precision=fp16", ("needs a loss scale", "training.precision=bf16, or engine=deepspeed")),
         ("deepspeed.offload_optimizer=cpu", ("has no effect with engine=native", "or use engine=deepspeed")),
-        ("megatron.transformer_engine=never", ("has no effect with engine=native", "or use engine=megatron")),
         ("layout.tensor_parallel=2", ("nearest layout that works on 1 process: layout.tensor_parallel=1 (",)),
     ],
 )

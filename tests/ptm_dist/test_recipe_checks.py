@@ -71,9 +71,9 @@ def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(
             "deepspeed.offload_optimizer=cpu has no effect with engine=native; leave it out, or use engine=deepspeed",
         ),
         (
-            {"megatron__distributed_optimizer": False, "engine": "deepspeed"},
-            "megatron.distributed_optimizer=false has no effect with engine=deepspeed; leave it out, or use "
-            "engine=megatron",
+            {"deepspeed__offload_parameters": "cpu", "engine": "megatron"},
+            "deepspeed.offload_parameters=cpu has no effect with engine=megatron; leave it out, or use "
+            "engine=deepspeed",
         ),
     ],
 )

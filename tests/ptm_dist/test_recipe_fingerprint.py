@@ -33,6 +33,7 @@ NOT_LEARNT = {
     "layout__zero_stage": 3,
     "layout__micro_batch_size": 4,
     "layout__recompute": "full",
+    "deepspeed__offload_optimizer": "cpu",
     "evaluation__every": 5,
     "checkpoint__every": 5,
     "logging__every": 1,

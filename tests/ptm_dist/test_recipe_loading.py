@@ -94,7 +94,7 @@ def test_an_error_in_a_base_names_the_base_and_its_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("layout.recompute=ful", 'layout.recompute is "ful"; did you mean full? it must be one of none, full'),
+        ("layout.recompute=ful", "did you mean full? it must be one of none, selective, full"),
         ("layout.zero_stage=4", "layout.zero_stage is 4; it must be one of 0, 1, 2, 3"),
         ("layout.data_parallel=0", "layout.data_parallel is 0; it must be a whole number of at least 1 or auto"),
         ("layout.compile=yes", 'layout.compile is "yes"; it must be true or false'),
