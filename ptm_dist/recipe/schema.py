@@ -378,10 +378,20 @@ class CheckpointSection(Section):
 
     every: NonNegativeInt = 0
     """Steps between checkpoints; 0 saves at the end (and at a stop signal) only."""
+    every_minutes: NonNegativeFloat = 0.0
+    """Also save when this many minutes passed since the last checkpoint; 0: only by steps."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints kept; the best by validation loss is kept besides."""
+    """Newest checkpoints kept; the best one is kept besides."""
+    keep_every: NonNegativeInt = 0
+    """Also save at multiples of so many steps, and never delete these checkpoints; 0: there are none of the kind."""
     save_best: bool = True
-    """Also save when a validation gives the lowest loss so far."""
+    """Also save when a validation gives the best figure so far."""
+    best_by: str = "loss"
+    """Figure of validation rows that says which checkpoint is the best, such as loss or mlm_accuracy."""
+    best_is: Literal["auto", "lowest", "highest"] = "auto"
+    """auto: the highest of an accuracy, the lowest of anything else."""
+    mean_hours_between_failures: PositiveFloat | None = None
+    """Of all the machines of the run together; it then says which interval between checkpoints loses least time."""
     load_from: Path | None = None
     """Start a fresh run directory from this checkpoint instead of from initial weights."""
 

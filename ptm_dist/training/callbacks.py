@@ -5,13 +5,22 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.checkpoint.retention import prune
-from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description
+from ptm_dist.checkpoint.model import find_checkpoint
+from ptm_dist.checkpoint.retention import VALIDATION, Best, in_use, prune
+from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, list_checkpoints
+from ptm_dist.engines.engine import Engine
+from ptm_dist.engines.losses import named_metrics
+from ptm_dist.errors import CheckpointError, RecipeError
 from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.recipe.schema import CheckpointSection, Recipe
+from ptm_dist.training.intervals import IntervalAdvice
 from ptm_dist.training.journal import Journal
 from ptm_dist.training.machine import Machine
 from ptm_dist.training.metrics import Interval
@@ -108,9 +117,12 @@ class Validation(Callback):
         self._batches = batches
         self._journal = journal
         self._best_loss = float("inf") if best_loss is None else best_loss
-        self.last_loss: float | None = None
-        self.last_step = 0
-        self.best_step = 0
+        self._last_step = 0
+        self._figures: dict[str, float] = {}
+
+    def figures(self, step: int) -> dict[str, float]:
+        """What was measured after a step, by the names in its row; empty if it was not the last one measured."""
+        return self._figures if step == self._last_step else {}
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Validate if it is time."""
@@ -118,15 +130,18 @@ class Validation(Callback):
             return
         started = time.perf_counter()
         result = trainer.engine.evaluate(self._batches(record.step))
-        self.last_loss, self.last_step = result.loss, record.step
-        if result.loss < self._best_loss:
-            self._best_loss, self.best_step = result.loss, record.step
-        row = {
-            "kind": "validation",
-            "step": record.step,
+        self._best_loss = min(self._best_loss, result.loss)
+        self._last_step = record.step
+        self._figures = {
             "loss": result.loss,
             **result.metrics,
             "perplexity": torch.tensor(result.metrics.get("mlm_loss", result.loss), dtype=torch.float64).exp().item(),
+        }
+        row = {
+            "kind": "validation",
+            "step": record.step,
+            **self._figures,
+            "best_loss": self._best_loss,
             "targets": result.targets,
             "seconds": time.perf_counter() - started,
         }
@@ -134,14 +149,14 @@ class Validation(Callback):
 
 
 class Checkpointing(Callback):
-    """Saves every few steps, at the best validation loss, at a stop, and at the end.
+    """Saves every few steps or minutes, at the best validation, at a stop, and at the end.
 
     Args:
         store: of the run.
         control: all ranks.
         describe: says of a step and its metrics what the manifest must hold.
         rows: written out before a checkpoint commits, so that no row straddles one.
-        validation: whose best loss is worth a checkpoint; None if the run does not validate.
+        validation: whose best figure is worth a checkpoint; None if the run does not validate.
         journal: told of each checkpoint.
     """
 
@@ -160,32 +175,67 @@ class Checkpointing(Callback):
         self._rows = rows
         self._validation = validation
         self._journal = journal
+        self._started_from = ExitStack()
+        self._best: float | None = None
+        self._last_save = time.perf_counter()
+        self._advice = IntervalAdvice(None)
         self.last: CheckpointInfo | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Look at what the run has already; what it starts from elsewhere stays until it has one of its own."""
+        section = trainer.recipe.checkpoint
+        _check_figure(trainer.recipe)
+        own = self._control.from_first(lambda: list_checkpoints(self._store.directory))
+        best = _best(section)
+        champion = best.champion(own)
+        self._best = None if champion is None else champion.manifest.metrics[best.metric]
+        self._advice = IntervalAdvice(section.mean_hours_between_failures)
+        self._last_save = time.perf_counter()
+        if not own and section.load_from is not None and self._control.is_first:
+            with suppress(CheckpointError, OSError):  # it is loaded: if somebody removed it since, the run goes on
+                self._started_from.enter_context(in_use(find_checkpoint(section.load_from).path))
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Save if there is a reason to."""
-        every = trainer.recipe.checkpoint.every
-        periodic = every > 0 and record.step % every == 0
+        self._advice.add_step(record.seconds)
+        section, step = trainer.recipe.checkpoint, record.step
+        periodic = any(every > 0 and step % every == 0 for every in (section.every, section.keep_every))
         leaving = trainer.is_finished or trainer.stop_reason is not None
-        if periodic or leaving or self._is_best(trainer, record.step):
-            self._save(trainer, record)
+        is_best = self._is_best(section, step)
+        if periodic or leaving or is_best or self._is_late(section):
+            self._save(section, trainer.engine, record)
 
-    def _is_best(self, trainer: Trainer, step: int) -> bool:
-        return (
-            trainer.recipe.checkpoint.save_best and self._validation is not None and self._validation.best_step == step
-        )
+    def on_end(self, trainer: Trainer) -> None:
+        """Let go of what the run started from."""
+        self._started_from.close()
 
-    def _save(self, trainer: Trainer, record: StepRecord) -> None:
+    def _is_best(self, section: CheckpointSection, step: int) -> bool:
+        figures = self._validation.figures(step) if self._validation is not None else {}
+        if not section.save_best or not figures:
+            return False
+        value, best = figures[section.best_by], _best(section)
+        if not best.improves(value, self._best):
+            return False
+        self._best = value
+        return True
+
+    def _is_late(self, section: CheckpointSection) -> bool:
+        """Whether the minutes are over, for all ranks by the clock of the fastest."""
+        if not section.every_minutes:
+            return False
+        (waited,) = self._control.maxima(time.perf_counter() - self._last_save)
+        return waited >= 60.0 * section.every_minutes
+
+    def _save(self, section: CheckpointSection, engine: Engine, record: StepRecord) -> None:
         self._rows.flush()
         started = time.perf_counter()
-        metrics = {"loss": record.result.loss}
-        validation = self._validation
-        if validation is not None and validation.last_loss is not None and validation.last_step == record.step:
-            metrics["validation_loss"] = validation.last_loss
-        self.last = self._store.save(trainer.engine.state(), self._describe(record, metrics))
-        keep = trainer.recipe.checkpoint.keep_last
-        deleted = self._control.from_first(lambda: prune(self._store.directory, keep))
-        seconds = time.perf_counter() - started
+        figures = self._validation.figures(record.step) if self._validation is not None else {}
+        metrics = {"loss": record.result.loss, **{f"{VALIDATION}{name}": value for name, value in figures.items()}}
+        self.last = self._store.save(engine.state(), self._describe(record, metrics))
+        self._started_from.close()
+        deleted = self._control.from_first(lambda: self._prune(section))
+        self._last_save = time.perf_counter()
+        seconds = self._last_save - started
         self._rows.interval.checkpoint_seconds += seconds
         self._journal.event(
             "checkpoint",
@@ -195,3 +245,25 @@ class Checkpointing(Callback):
             bytes=sum(entry.size for entry in self.last.manifest.files.values()),
             deleted=[path.name for path in deleted],
         )
+        advice = self._advice.after_save(seconds)
+        if advice is not None:
+            self._journal.event("checkpoint_interval", **asdict(advice))
+            self._journal.say(advice.in_words())
+
+    def _prune(self, section: CheckpointSection) -> list[Path]:
+        return prune(self._store.directory, section.keep_last, keep_every=section.keep_every, best=_best(section))
+
+
+def _check_figure(recipe: Recipe) -> None:
+    """Refuse a figure for the best checkpoint that no validation of this run has."""
+    by = recipe.checkpoint.best_by
+    known = ["loss", *named_metrics([0.0] * 4, [1.0] * 2, recipe.objective.kind), "perplexity"]
+    if by not in known:
+        raise RecipeError(
+            f"checkpoint.best_by={by} is no figure of validations with objective.kind={recipe.objective.kind}; "
+            f"use {', '.join(known[:-1])} or {known[-1]}"
+        )
+
+
+def _best(section: CheckpointSection) -> Best:
+    return Best(section.best_by, section.best_is)
