@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ptm_dist.models import model_spec
+from ptm_dist.models.model import Part
 from ptm_dist.models.spec import ModelSpec, NormPosition
+from ptm_dist.parallel.zigzag import chunk_ranges
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Precision, Recipe, Recompute
 
@@ -34,6 +36,7 @@ class ForwardPass:
         samples: of the micro-batch.
         sequence_length: positions of a sample.
         predictions: the most tokens to predict in one.
+        part: the layers of the model that are here; None: all.
     """
 
     recipe: Recipe
@@ -41,29 +44,88 @@ class ForwardPass:
     samples: int
     sequence_length: int
     predictions: int
+    part: Part | None = None
 
     def activations(self) -> int:
-        """Bytes stored, logits apart.
+        """Bytes stored, logits apart, and what one recomputed layer stores while it runs again."""
+        return self.stored() + self.at_work()
 
-        Full recomputation keeps the input of every layer and the masks of attention, and stores one layer at work.
+    def stored(self) -> int:
+        """Bytes kept from the forward pass to the backward pass, logits apart.
+
+        Full recomputation keeps the input of a layer, and the masks of attention as truth values; selective
+        recomputation also what matrices and attention give.
         """
-        layers = range(self._spec.num_layers)
-        masks = [self._attention_mask(layer) for layer in layers]
-        outside = self._embeddings() + self._heads()
-        if self.layout.recompute is not Recompute.FULL:
-            return outside + len(layers) * self._block() + sum(masks)
-        truth_values = max(masks) // self._compute
-        return outside + len(layers) * self._stream(self._hidden) + truth_values + self._at_work() + max(masks)
+        masks = [0, *(self._attention_mask(layer) for layer in self._layers)]
+        outside = (self._embeddings() if self._is_first else 0) + (self._heads() if self._is_last else 0)
+        again = sum(self._runs_again(layer) for layer in self._layers)
+        numbers = (
+            sum(masks)
+            if not again
+            else max(masks) // self._compute
+            + sum(self._attention_mask(layer) for layer in self._layers if not self._runs_again(layer))
+        )
+        kept = self._stream(self._hidden)
+        if self.layout.recompute is Recompute.SELECTIVE:
+            kept += self._products()
+        return outside + (len(self._layers) - again) * self._block() + again * kept + numbers
+
+    def at_work(self) -> int:
+        """Bytes that one recomputed layer stores beside its input."""
+        masks = [self._attention_mask(layer) for layer in self._layers if self._runs_again(layer)]
+        return self._block() - self._stream(self._hidden) + max(masks) if masks else 0
+
+    def probabilities(self) -> int:
+        """Of the logits, the bytes that are kept until the backward pass."""
+        return self._columns() * max(self._compute, 4)
+
+    def working(self) -> int:
+        """Bytes of a layer's gradients at their most in its backward pass: twice f/t, and three times h."""
+        ffn = -(-self._spec.block.ffn_hidden_size // self.layout.tensor_parallel)
+        return self._tokens * 2 * ffn * self._compute + 3 * self._stream(self._hidden)
+
+    def message(self) -> int:
+        """Bytes of hidden states as they go from stage to stage."""
+        return self._stream(self._hidden)
 
     def logits(self) -> int:
         """Bytes of the token logits in the step's format, a float32 copy where that is narrower, twice probabilities.
 
         The last two are what cross entropy stores, and their gradient.
         """
-        columns = -(-self._spec.embedding.vocab_size // self.layout.tensor_parallel)
         wide = max(self._compute, 4)
         copy = wide if self._compute < wide else 0
-        return self.samples * self.predictions * columns * (self._compute + copy + 2 * wide)
+        return self._columns() * (self._compute + copy + 2 * wide)
+
+    def _columns(self) -> int:
+        """Elements of the logits; only the last stage has any."""
+        columns = -(-self._spec.embedding.vocab_size // self.layout.tensor_parallel)
+        return self._predicted * columns if self._is_last else 0
+
+    @property
+    def _predicted(self) -> int:
+        return self.samples * min(self.predictions, self._here)
+
+    @cached_property
+    def _layers(self) -> range:
+        part = self.part or Part(0, self._spec.num_layers)
+        return range(part.first, part.end)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._layers.start == 0
+
+    @property
+    def _is_last(self) -> bool:
+        return self._layers.stop == self._spec.num_layers
+
+    def _runs_again(self, layer: int) -> bool:
+        return self.layout.recompute is not Recompute.NONE and layer % self.layout.recompute_every == 0
+
+    @cached_property
+    def _here(self) -> int:
+        """Positions of a sample on the context rank that has most."""
+        return sum(map(len, chunk_ranges(self.sequence_length, self.layout.context_parallel, 0)))
 
     @cached_property
     def _spec(self) -> ModelSpec:
@@ -83,12 +145,12 @@ class ForwardPass:
 
     @property
     def _tokens(self) -> int:
-        return self.samples * self.sequence_length
+        return self.samples * self._here
 
     def _stream(self, width: int) -> int:
         """The rank's positions of something that is not in the matrices."""
         share = self.layout.tensor_parallel if self.layout.sequence_parallel else 1
-        return self.samples * -(-self.sequence_length // share) * width * self._compute
+        return self.samples * -(-self._here // share) * width * self._compute
 
     def _norm(self, width: int) -> int:
         """LayerNorm: its input; mean and deviation of each position."""
@@ -97,32 +159,44 @@ class ForwardPass:
     def _block(self) -> int:
         """Two norms; per position h before the attention, 3h/t and h/t in it, h and 2f/t in the feed-forward layer.
 
-        In numbers it makes no difference where the norms stand. Attention's log-sum-exp comes on top.
+        In numbers it makes no difference where the norms stand. Attention's log-sum-exp comes on top, and where ranks
+        share positions a copy of what it gives.
         """
         tensor = self.layout.tensor_parallel
         ffn = -(-self._spec.block.ffn_hidden_size // tensor)
         heads = -(-self._spec.block.num_heads // tensor)
-        inside = self._compute * (4 * heads * self._spec.block.head_size + 2 * ffn)
+        attention = (5 if self.layout.context_parallel > 1 else 4) * heads * self._spec.block.head_size
+        inside = self._compute * (attention + 2 * ffn)
         outside = 2 * self._norm(self._hidden) + 2 * self._stream(self._hidden)
         return outside + self._tokens * (inside + self._wide * heads)
 
-    def _at_work(self) -> int:
-        """What a recomputed block stores beside its input."""
-        return self._block() - self._stream(self._hidden)
+    def _products(self) -> int:
+        """Per position 3h/t and h/t of attention and its log-sum-exp, f/t, and twice h before ranks add up."""
+        tensor = self.layout.tensor_parallel
+        ffn = -(-self._spec.block.ffn_hidden_size // tensor)
+        heads = -(-self._spec.block.num_heads // tensor)
+        inside = self._compute * (4 * heads * self._spec.block.head_size + ffn + 2 * self._hidden)
+        return self._tokens * (inside + self._wide * heads)
 
     def _attention_mask(self, layer: int) -> int:
-        """What a layer sees, as numbers that are added to its scores: a band, other documents, or padding."""
+        """What a layer sees, as numbers that are added to its scores: a band, other documents, or padding.
+
+        With ring attention a mask has this rank's rows only.
+        """
+        length, rows = self.sequence_length, self.sequence_length
+        if self.layout.context_parallel > 1 and self.layout.context_method == "ring":
+            rows = self._here
         if not self._spec.block.causal:
-            return self._tokens * self._compute
+            return self.samples * length * self._compute
         if self.recipe.objective.document_attention:
-            return self._tokens * self.sequence_length * self._compute
-        return self.sequence_length**2 * self._compute if self._spec.band_of(layer) else 0
+            return self.samples * rows * length * self._compute
+        return rows * length * self._compute if self._spec.band_of(layer) else 0
 
     def _embeddings(self) -> int:
         """Ids of tokens, positions and segments; a norm, and the input of the matrix that widens what it gives."""
         spec, tensor = self._spec.embedding, self.layout.tensor_parallel
         rows = self.samples if self.recipe.objective.document_attention else 1
-        stored = (self._tokens + rows * self.sequence_length) * _ID
+        stored = (self._tokens + rows * self._here) * _ID
         if tensor > 1:
             stored += self._tokens
         if spec.segments:
@@ -141,7 +215,7 @@ class ForwardPass:
             pre = self._spec.block.norm_position is NormPosition.PRE
             return (self._norm(self._hidden) if pre else 0) + self._stream(self._hidden)
         width = self._hidden + 3 * self._spec.embedding.size
-        stored = self.samples * self.predictions * (_ID + width * self._compute + 2 * self._wide)
+        stored = self._predicted * (_ID + width * self._compute + 2 * self._wide)
         if self._spec.pair_head:
             stored += (self._tokens + self.samples) * self._hidden * self._compute
         return stored

@@ -1,38 +1,51 @@
 """Memory of one rank in closed form: weights, gradients, optimizer state and activations of a layout.
 
-What torch's allocator keeps on top, and buffers of collectives, are not included.
+Peaks of live tensors are met within 5% from below; small models, where gradients of one group at work weigh much,
+stay up to 30% under it. What torch's allocator keeps on top, what kernels use inside, and the buffers of collectives
+are not included.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-from ptm_dist.models import model_spec, parameter_shapes
-from ptm_dist.models.spec import ModelSpec
+from ptm_dist.accounting.holdings import (
+    Place,
+    StageHoldings,
+    first_shard,
+    schedule_of,
+    splits_backward,
+    stages_of,
+    zero_ranks,
+)
 from ptm_dist.optim.build import slot_names
-from ptm_dist.parallel.tensor import tensor_box
+from ptm_dist.parallel.actions import Kind
+from ptm_dist.parallel.schedules import Schedule
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.phases import Phase, phases
 from ptm_dist.recipe.schema import Precision, Recipe
 from ptm_dist.training.activations import COMPUTE_BYTES, MASTER_BYTES, ForwardPass
 from ptm_dist.training.flops import predictions_per_sample
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the fullest rank, by part.
+    """Bytes on one rank, by part.
 
     Attributes:
         weights: what the optimizer updates: float32, or float64 at fp64.
         whole_weights: what ZeRO gathers for the computation, in the precision of the step.
         gradients: sharded and whole ones together, at their most.
         optimizer: its state: two moments, or one of sgd.
-        activations: stored by one micro-batch for its backward pass.
-        logits: of one micro-batch: the head's output, its wide copy and the probabilities.
+        activations: stored for backward passes, by all micro-batches of a pipeline that are in flight.
+        logits: of one micro-batch: the head's output, its wide copy and the probabilities; and the probabilities of
+            others in flight.
+        working: gradients of activations within one layer.
+        messages: hidden states and their gradients on their way between stages.
+        host: what is offloaded; in host memory, and in none of the others.
     """
 
     weights: int
@@ -41,11 +54,15 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     logits: int
+    working: int
+    messages: int
+    host: int
 
     @property
     def total(self) -> int:
-        """All parts together."""
-        return self.weights + self.whole_weights + self.gradients + self.optimizer + self.activations + self.logits
+        """All parts together, those in host memory apart."""
+        state = self.weights + self.whole_weights + self.gradients + self.optimizer
+        return state + self.activations + self.logits + self.working + self.messages
 
 
 def estimate_memory(recipe: Recipe, layout: ResolvedLayout) -> MemoryEstimate:
@@ -55,101 +72,172 @@ def estimate_memory(recipe: Recipe, layout: ResolvedLayout) -> MemoryEstimate:
         recipe: gives model, objective, optimizer, precision, and the batch sizes and lengths of its phases.
         layout: how they are shared.
     """
-    groups = _Groups.of(recipe, layout)
-    master = MASTER_BYTES[recipe.training.precision]
-    estimates = [
-        MemoryEstimate(
-            weights=groups.local * master,
-            whole_weights=_whole_weights(groups, recipe, layout),
-            gradients=_gradients(groups, recipe, layout, accumulates=count > 1),
-            optimizer=len(slot_names(recipe.optimizer)) * groups.local * master,
-            activations=forward.activations(),
-            logits=forward.logits(),
-        )
-        for count, forward in _forward_passes(recipe, layout)
-    ]
+    ranks = range(layout.pipeline_parallel)
+    return max((rank_memory(recipe, layout, rank) for rank in ranks), key=lambda estimate: estimate.total)
+
+
+def rank_memory(recipe: Recipe, layout: ResolvedLayout, pipeline_rank: int) -> MemoryEstimate:
+    """:func:`estimate_memory` of the fullest of those ranks that have one place in the pipeline."""
+    kinds = _kinds_of_steps(recipe, layout)
+    estimates = [_Rank(recipe, layout, pipeline_rank, *kind).estimate() for kind in kinds]
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def tensor_shard(name: str, shape: tuple[int, ...], spec: ModelSpec, layout: ResolvedLayout) -> tuple[int, ...]:
-    """Shape of the first tensor-parallel rank's part, the largest."""
-    return tensor_box(name, shape, spec, layout.tensor_parallel, 0)[1]
-
-
-def zero_shard(shape: tuple[int, ...], layout: ResolvedLayout) -> tuple[int, ...]:
-    """Shape of the first ZeRO rank's rows of a tensor-parallel part; also the largest."""
-    return (-(-shape[0] // layout.shard), *shape[1:])
-
-
-def _uses_fsdp(recipe: Recipe, layout: ResolvedLayout) -> bool:
-    """A rank alone with its data, in one precision, trains the plain module."""
-    return layout.data_parallel > 1 or recipe.training.precision in {Precision.BF16, Precision.FP16}
-
-
 @dataclass(frozen=True)
-class _Groups:
-    """Elements that a rank holds and gathers.
+class _Rank:
+    """A pipeline rank in a step.
 
     Attributes:
-        local: of this rank's shards.
-        rest: of the group that is whole from the first use to the last: tied weights, shared blocks, all ends.
-        layers: of each group that is gathered and reduced by itself.
+        recipe: gives the model.
+        layout: how it is shared.
+        number: of the pipeline rank.
+        micro_batches: of the step.
+        samples: of each.
+        length: of a sample.
     """
 
-    local: int
-    rest: int
-    layers: tuple[int, ...]
+    recipe: Recipe
+    layout: ResolvedLayout
+    number: int
+    micro_batches: int
+    samples: int
+    length: int
 
-    @classmethod
-    def of(cls, recipe: Recipe, layout: ResolvedLayout) -> _Groups:
-        spec = model_spec(recipe.model)
-        whole = parameter_shapes(recipe.model)
-        shapes = {name: tensor_shard(name, shape, spec, layout) for name, shape in whole.items()}
-        rest = 0
-        layers: dict[str, int] = {}
-        for name, shape in shapes.items():
-            section, layer, *_ = name.split(".")
-            if section == "layers" and spec.layer_groups == spec.num_layers:
-                layers[layer] = layers.get(layer, 0) + math.prod(shape)
-            else:
-                rest += math.prod(shape)
-        local = sum(math.prod(zero_shard(shape, layout)) for shape in shapes.values())
-        return cls(local, rest, tuple(layers.values()))
+    def estimate(self) -> MemoryEstimate:
+        """All parts."""
+        weights, gradients = self._local * self._master, self._gradients()
+        optimizer = len(slot_names(self.recipe.optimizer)) * self._updated * self._master
+        host = 0
+        if self.layout.offload != "none":
+            host, optimizer = optimizer, 0
+        if self.layout.offload == "parameters":
+            host += weights + self._local * self._master
+            weights, gradients = 0, self._gradients_at_work()
+        passes = self._passes.values()
+        return MemoryEstimate(
+            weights=weights,
+            whole_weights=self._whole_weights() if self._uses_fsdp else 0,
+            gradients=gradients,
+            optimizer=optimizer,
+            activations=self._in_flight({n: p.stored() for n, p in self._passes.items()})
+            + max(p.at_work() for p in passes),
+            logits=self._logits(),
+            working=max(each.working() for each in passes),
+            messages=self._messages(),
+            host=host,
+        )
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return schedule_of(self.layout, self.micro_batches)
+
+    @cached_property
+    def _stages(self) -> list[StageHoldings]:
+        return stages_of(self.recipe, self.layout, self._schedule.rank_of, Place(pipeline=self.number))
+
+    @cached_property
+    def _passes(self) -> dict[int, ForwardPass]:
+        predictions = predictions_per_sample(self.recipe, self.length)
+        return {
+            stage.number: ForwardPass(self.recipe, self.layout, self.samples, self.length, predictions, stage.part)
+            for stage in self._stages
+        }
+
+    @property
+    def _master(self) -> int:
+        return MASTER_BYTES[self.recipe.training.precision]
+
+    @property
+    def _compute(self) -> int:
+        return COMPUTE_BYTES[self.recipe.training.precision]
+
+    @cached_property
+    def _local(self) -> int:
+        """Elements of this rank's shards, those of several stages as often."""
+        shards, _ = zero_ranks(self.layout)
+        return sum(first_shard(shape, shards) for stage in self._stages for shape in stage.shapes().values())
+
+    @cached_property
+    def _updated(self) -> int:
+        """Elements that the optimizer updates: what several stages of the rank hold is one parameter to it."""
+        shards, _ = zero_ranks(self.layout)
+        shapes = {name: shape for stage in self._stages for name, shape in stage.shapes().items()}
+        return sum(first_shard(shape, shards) for shape in shapes.values())
+
+    @property
+    def _uses_fsdp(self) -> bool:
+        """A rank alone with its data, in one precision, trains the plain module."""
+        is_alone = self.layout.data_parallel == self.layout.context_parallel == 1
+        mixed = self.recipe.training.precision in {Precision.BF16, Precision.FP16}
+        return not is_alone or mixed or self.layout.offload == "parameters"
+
+    def _whole_weights(self) -> int:
+        """Copies beside the shards: of all layers at stages 0 to 2, of the one at work and the next at stage 3.
+
+        FSDP2 makes them even where one rank holds all. Backward passes in halves keep a stage whole.
+        """
+        sizes = {stage.number: stage.sizes() for stage in self._stages}
+        if self.layout.zero_stage < 3:
+            return sum(map(sum, sizes.values())) * self._compute
+        most = 0
+        for stage in self._stages:
+            *layers, rest = sizes[stage.number]
+            halves = self._schedule.splits_backward and splits_backward(self.layout, stage)
+            most = max(most, rest + sum(layers if halves else sorted(layers)[-2:]))
+        return most * self._compute
+
+    def _gradients(self) -> int:
+        """Gradients in the master format, and those of the group at work before they are reduced.
+
+        Stages 0 and 1 accumulate whole gradients over several micro-batches: a group's shard takes its place when the
+        last one reduces it. With one micro-batch, and at stages 2 and 3, there are shards only.
+        """
+        if not self._uses_fsdp:
+            return self._local * self._master
+        keeps_whole = self.layout.zero_stage <= 1 and self.micro_batches > 1
+        kept = sum(sum(stage.sizes()) for stage in self._stages) if keeps_whole else self._local
+        return kept * self._master + self._gradients_at_work()
+
+    def _gradients_at_work(self) -> int:
+        groups = [stage.sizes() for stage in self._stages]
+        return max(rest + max(layers, default=0) for *layers, rest in groups) * self._compute
+
+    def _logits(self) -> int:
+        """One micro-batch at work, the others waiting."""
+        kept = {number: each.probabilities() for number, each in self._passes.items()}
+        return self._in_flight(kept) - max(kept.values()) + max(each.logits() for each in self._passes.values())
+
+    def _in_flight(self, stored: dict[int, int]) -> int:
+        """The most bytes stored at a time, given those of one micro-batch by stage."""
+        held, most = 0, 0
+        for kind, stage, _ in self._schedule.actions[self.number]:
+            if kind is Kind.FORWARD:
+                held += stored[stage]
+                most = max(most, held)
+            elif kind is not Kind.INPUT:
+                held -= stored[stage]
+        return most
+
+    def _messages(self) -> int:
+        """What a rank sent stays with it to the end of the step; of what comes, one of each kind is ahead."""
+        if self.layout.pipeline_parallel == 1:
+            return 0
+        sent = Counter(
+            kind
+            for other in range(self._schedule.ranks)
+            for kind in (Kind.FORWARD, Kind.BACKWARD)
+            for _ in self._schedule.messages(self.number, other, kind)
+        )
+        return (sent.total() + 2) * next(iter(self._passes.values())).message()
 
 
-def _whole_weights(groups: _Groups, recipe: Recipe, layout: ResolvedLayout) -> int:
-    """Copies beside the shards: of all layers at stages 0 to 2, of the one at work and the next at stage 3.
-
-    FSDP2 makes them even where one rank holds all.
-    """
-    if not _uses_fsdp(recipe, layout):
-        return 0
-    kept = sum(sorted(groups.layers)[-2:]) if layout.zero_stage == 3 else sum(groups.layers)
-    return (groups.rest + kept) * COMPUTE_BYTES[recipe.training.precision]
-
-
-def _gradients(groups: _Groups, recipe: Recipe, layout: ResolvedLayout, *, accumulates: bool) -> int:
-    """Gradients in the master format, and those of the group at work before they are reduced.
-
-    Stages 0 and 1 accumulate whole gradients over several micro-batches: a group's shard takes its place when the
-    last one reduces it. With one micro-batch, and at stages 2 and 3, there are shards only.
-    """
-    master = MASTER_BYTES[recipe.training.precision]
-    if not _uses_fsdp(recipe, layout):
-        return groups.local * master
-    at_work = (groups.rest + max(groups.layers, default=0)) * COMPUTE_BYTES[recipe.training.precision]
-    keeps_whole = layout.zero_stage <= 1 and accumulates
-    return (groups.rest + sum(groups.layers) if keeps_whole else groups.local) * master + at_work
-
-
-def _forward_passes(recipe: Recipe, layout: ResolvedLayout) -> Iterator[tuple[int, ForwardPass]]:
-    """Every kind of micro-batch in a run, and how many of it a step has."""
+def _kinds_of_steps(recipe: Recipe, layout: ResolvedLayout) -> Iterator[tuple[int, int, int]]:
+    """Every kind of step in a run: micro-batches, samples of each, length of a sample."""
     for phase in phases(recipe):
         length = phase.sequence_length
-        predictions = predictions_per_sample(recipe, length)
         times_shorter = recipe.data.sequence_length // length
         for count, samples in {layout.micro_batches(size, times_shorter) for size in _batch_sizes(phase)}:
-            yield count, ForwardPass(recipe, layout, samples, length, predictions)
+            yield count, samples, length
 
 
 def _batch_sizes(phase: Phase) -> list[int]:
