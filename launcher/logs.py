@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -59,3 +60,26 @@ def open_log(logs: Path, rank: int, attempt: int) -> TextIO:
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
     return log
+
+
+def follow(log: Path, is_over: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:
+    """The text of a log as it grows, from its beginning; the file need not exist yet.
+
+    Args:
+        log: the file.
+        is_over: whether nothing more will come; asked before each look, so that the last words are not lost.
+        seconds: between looks.
+    """
+    place = 0
+    while True:
+        over = is_over()
+        if log.exists():
+            with log.open(encoding="utf-8", errors="replace", newline="") as stream:
+                stream.seek(place)
+                text = stream.read()
+                place = stream.tell()
+            if text:
+                yield text
+        if over:
+            return
+        time.sleep(seconds)
