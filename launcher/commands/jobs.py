@@ -90,9 +90,9 @@ def stop(
     if as_json:
         print_json({**dataclasses.asdict(state), "is_finished": state.is_finished})
         return
-    saved = state.checkpoint.name if state.checkpoint is not None else "no checkpoint"
+    saved = f"{state.checkpoint.name} is saved" if state.checkpoint is not None else "nothing was saved"
     ended = job.describe() if job is not None else f"job {state.submitted} has ended"
-    print(f"{ended}; {saved} of {state.total_steps} steps; `ptm submit` continues the run")
+    print(f"{ended}; {saved}; {'the run is finished' if state.is_finished else '`ptm submit` continues the run'}")
 
 
 def _all_jobs(as_json: bool) -> None:

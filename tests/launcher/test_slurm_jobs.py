@@ -131,3 +131,15 @@ def test_the_rank_that_died_first_is_named_and_the_job_fails(ptm, workspace, slu
     told = ptm("logs", run, "--first-error").out
     assert told.startswith("rank 1 was killed by SIGKILL (out of memory?) on node n2")
     assert events(run, "requeue") == []
+
+
+def test_a_job_that_waits_is_taken_out_of_the_queue(ptm, workspace, slurm):  # noqa: F811
+    slurm.cluster.command("scontrol", "update", "nodename=n[1-4]", "state=drain", "reason=test")
+    try:
+        job = submit(ptm, workspace, "--nodes", 2)
+        assert f"job {job} is PENDING (" in ptm("status", workspace / "run").out
+        stopped = ptm("stop", workspace / "run")
+        assert stopped.out == f"job {job} is CANCELLED; nothing was saved; `ptm submit` continues the run\n"
+    finally:
+        slurm.cluster.command("scontrol", "update", "nodename=n[1-4]", "state=resume")
+    assert not list((workspace / "run" / "slurm").glob("stop-*"))
