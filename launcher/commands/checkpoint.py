@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import UserError
+from launcher.commands import checkpoint_tools
 from launcher.commands.output import JsonFlag, examples, print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at what a run has saved; export and import it."
 )
+checkpoint_tools.register(app)
 
 
 class Format(StrEnum):
