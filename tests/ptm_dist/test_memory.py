@@ -165,9 +165,7 @@ def stored_by_first_rank(recipes: list[Recipe], world_size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("layout", [{}, {"sequence_parallel": True}])
-@pytest.mark.parametrize(
-    "sizes", [{}, {"model__hidden_size": 36, "model__num_heads": 3, "data__sequence_length": 15}]
-)
+@pytest.mark.parametrize("sizes", [{}, {"model__hidden_size": 36, "model__num_heads": 3, "data__sequence_length": 15}])
 def test_activations_are_what_the_fullest_of_two_tensor_parallel_ranks_stores(
     layout: dict[str, Any], sizes: dict[str, int]
 ):
