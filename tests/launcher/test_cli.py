@@ -21,6 +21,10 @@ COMMANDS = [
     ("generate",),
     ("checkpoint", "list"),
     ("checkpoint", "show"),
+    ("submit",),
+    ("status",),
+    ("logs",),
+    ("stop",),
     ("demo",),
 ]
 
