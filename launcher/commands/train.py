@@ -34,6 +34,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, its size, memory and FLOPs; start nothing.")
     ] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="With --dry-run: go through a step of one rank on fake tensors as well.")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe; start nothing.")
     ] = False,
@@ -46,11 +49,13 @@ def train(
     """
     from ptm_dist.recipe.loading import dump_recipe, load_recipe
 
+    if simulate and not dry_run:
+        raise UserError("--simulate goes with --dry-run; add it, or leave out --simulate")
     loaded = load_recipe(recipe, overrides or [])
     if print_config:
         print_json(loaded) if as_json else print(dump_recipe(loaded), end="")
     elif dry_run:
-        _print_plan(loaded, nproc, as_json)
+        _print_plan(loaded, nproc, as_json, simulate)
     else:
         code = run_recipe(loaded, nproc, as_json)
         raise typer.Exit(code)
@@ -123,11 +128,11 @@ def _checked_run(world: World, recipe: Recipe) -> RunSummary:
     return run(recipe, world)
 
 
-def _print_plan(recipe: Recipe, nproc: int | None, as_json: bool) -> None:
+def _print_plan(recipe: Recipe, nproc: int | None, as_json: bool, simulate: bool) -> None:
     from ptm_dist.recipe.report import dry_run_report
 
     world_size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if nproc is None and not world_size.isdecimal():
         raise UserError(f"the environment variable WORLD_SIZE={world_size!r} is not a whole number")
-    report = dry_run_report(recipe, nproc or int(world_size))
+    report = dry_run_report(recipe, nproc or int(world_size), simulates=simulate)
     print_json(report.as_dict()) if as_json else print(report.text())

@@ -14,6 +14,7 @@ from ptm_dist.accounting.holdings import (
     Shapes,
     StageHoldings,
     first_shard,
+    parts_of,
     recomputed,
     schedule_of,
     splits_backward,
@@ -27,7 +28,6 @@ from ptm_dist.optim.decay import is_decayed
 from ptm_dist.parallel.actions import Kind
 from ptm_dist.parallel.parallelize import StagePlan
 from ptm_dist.parallel.schedules import Schedule
-from ptm_dist.parallel.stages import stage_parts
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.phases import phases
@@ -42,7 +42,7 @@ class Purpose(StrEnum):
     TENSOR = "tensor parallel"
     CONTEXT = "context parallel"
     PIPELINE = "pipeline"
-    ZERO = "weights and gradients"
+    ZERO = "data parallel"
     SHARED = "shared weights"
     NUMBERS = "losses and norms"
 
@@ -87,9 +87,9 @@ class StepPlan:
         return schedule_of(self.layout, self.micro_batches)
 
     @cached_property
-    def stages(self) -> list[StageHoldings]:
+    def stages(self) -> tuple[StageHoldings, ...]:
         """Of this rank."""
-        return stages_of(self.recipe, self.layout, self.schedule.rank_of, self.place)
+        return stages_of(self.recipe.model, self.layout, self.schedule.rank_of, self.place)
 
     @property
     def micro_batches(self) -> int:
@@ -137,8 +137,8 @@ class StepPlan:
     def of_shared_weights(self) -> Traffic:
         """Gradients of what several pipeline ranks hold."""
         total, spec = Traffic(), self._messages.spec
-        parts = stage_parts(spec, self.layout.num_stages, split=self.layout.pipeline_split)
-        plan = StagePlan(tuple(parts), self.schedule.rank_of)
+        parts = parts_of(spec, self.layout.num_stages, self.layout.pipeline_split)
+        plan = StagePlan(parts, self.schedule.rank_of)
         by_ranks: dict[tuple[int, ...], list[str]] = {}
         for prefix, ranks in plan.holders(spec).items():
             if len(ranks) > 1 and self.place.pipeline in ranks:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from ptm_dist.models import model_spec, parameter_shapes
-from ptm_dist.models.model import Part
+import torch
+
+from ptm_dist.models import model_spec
+from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.schedules import Schedule, build_schedule
 from ptm_dist.parallel.shards import balanced_range, chunk_range
@@ -16,7 +18,7 @@ from ptm_dist.parallel.stages import stage_parts
 from ptm_dist.parallel.tensor import tensor_box
 from ptm_dist.parallel.zigzag import chunk_ranges
 from ptm_dist.recipe.layout import ResolvedLayout
-from ptm_dist.recipe.schema import ModelSection, Recipe, Recompute
+from ptm_dist.recipe.schema import ModelSection, Recompute
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -85,35 +87,52 @@ def splits_backward(layout: ResolvedLayout, stage: StageHoldings) -> bool:
     return each_once and layout.recompute is Recompute.NONE and not layout.compile
 
 
-def stages_of(recipe: Recipe, layout: ResolvedLayout, rank_of: tuple[int, ...], place: Place) -> list[StageHoldings]:
+def stages_of(
+    section: ModelSection, layout: ResolvedLayout, rank_of: tuple[int, ...], place: Place
+) -> tuple[StageHoldings, ...]:
     """The stages of a rank in order.
 
     Args:
-        recipe: gives the model.
+        section: the model.
         layout: how it is shared.
         rank_of: pipeline rank of each stage.
         place: of the rank.
     """
-    spec = model_spec(recipe.model)
-    parts = stage_parts(spec, layout.num_stages, split=layout.pipeline_split)
+    return _stages_of(model_spec(section), layout, rank_of, place)
+
+
+@cache
+def _stages_of(
+    spec: ModelSpec, layout: ResolvedLayout, rank_of: tuple[int, ...], place: Place
+) -> tuple[StageHoldings, ...]:
     shapes = {
         name: tensor_box(name, shape, spec, layout.tensor_parallel, place.tensor)[1]
-        for name, shape in parameter_shapes(recipe.model).items()
+        for name, shape in _whole_shapes(spec).items()
     }
-    return [
+    return tuple(
         StageHoldings(number, part, _groups(shapes, part, spec))
-        for number, part in enumerate(parts)
+        for number, part in enumerate(parts_of(spec, layout.num_stages, layout.pipeline_split))
         if rank_of[number] == place.pipeline
-    ]
+    )
+
+
+@cache
+def parts_of(spec: ModelSpec, stages: int, split: tuple[int, ...] | None) -> tuple[Part, ...]:
+    """The layers of each stage."""
+    return tuple(stage_parts(spec, stages, split=split))
+
+
+@cache
+def _whole_shapes(spec: ModelSpec) -> Shapes:
+    with torch.device("meta"):
+        model = LanguageModel(spec)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def count_parameters(section: ModelSection, part: Part) -> int:
     """Elements of the parameters that a part of a model holds, on all ranks that share its matrices together."""
-    return sum(
-        math.prod(shape)
-        for group in _groups(parameter_shapes(section), part, model_spec(section))
-        for shape in group.values()
-    )
+    spec = model_spec(section)
+    return sum(math.prod(shape) for group in _groups(_whole_shapes(spec), part, spec) for shape in group.values())
 
 
 def _groups(shapes: Shapes, part: Part, spec: ModelSpec) -> tuple[Shapes, ...]:

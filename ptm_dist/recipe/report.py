@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ptm_dist.accounting.cost import Exchange, RankCost, SimulatedCost, StepCost, simulated_cost, step_cost
 from ptm_dist.models import parameter_shapes
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
@@ -13,7 +14,7 @@ from ptm_dist.recipe.phase_report import PhaseReport, phase_report
 from ptm_dist.recipe.phases import phases
 from ptm_dist.recipe.schema import ObjectiveSection, Recipe
 from ptm_dist.training.flops import TokenFlops, flops_per_sample
-from ptm_dist.training.memory import MemoryEstimate, estimate_memory
+from ptm_dist.training.memory import MemoryEstimate
 
 _OBJECTIVES = {
     "causal": "the next token",
@@ -43,6 +44,8 @@ class DryRunReport:
         flops_per_token: of training in the last phase, recomputation excluded.
         flops: of the whole run, by the same two conventions.
         memory: bytes on the fullest rank, by part, at their most.
+        cost: of one step, for each pipeline rank.
+        simulated: the same of one rank on fake tensors, where that was asked for.
         data: folder of the token shards.
         tokenizer: folder of the tokenizer.
         tokenizer_roles: special ids that the objective needs of it.
@@ -67,6 +70,8 @@ class DryRunReport:
     flops_per_token: TokenFlops
     flops: TokenFlops
     memory: MemoryEstimate
+    cost: StepCost
+    simulated: SimulatedCost | None
     data: str
     tokenizer: str
     tokenizer_roles: tuple[str, ...]
@@ -75,15 +80,17 @@ class DryRunReport:
     distinct_tokens: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; memory with its total, the layout with its description."""
+        """For JSON; memory with totals, the layout with its description."""
         values = asdict(self)
         values["memory"]["total"] = self.memory.total
+        for rank, cost in zip(values["cost"]["ranks"], self.cost.ranks, strict=True):
+            rank["memory"]["total"] = cost.memory.total
         values["layout"]["description"] = self.layout.describe()
         return values
 
     def text(self) -> str:
         """For people: a table of plain text."""
-        rows = [*self._run_rows(), *self._step_rows(), *self._memory_rows(), *self._data_rows()]
+        rows = [*self._run_rows(), *self._step_rows(), *self._memory_rows(), *self._cost_rows(), *self._data_rows()]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
@@ -143,10 +150,37 @@ class DryRunReport:
             "optimizer state": memory.optimizer,
             "activations": memory.activations,
             "logits": memory.logits,
+            "within a layer": memory.working,
+            "messages": memory.messages,
+            "offloaded": memory.host,
         }
         return [
             ("memory per rank", f"{_size(memory.total)} (estimate for the fullest rank)"),
-            *((f"  {part}", _size(count)) for part, count in parts.items()),
+            *((f"  {part}", _size(count)) for part, count in parts.items() if count),
+        ]
+
+    def _cost_rows(self) -> list[tuple[str, str]]:
+        cost = self.cost
+        idle = f", pipeline idle {cost.bubble:.1%} of the time" if len(cost.ranks) > 1 else ""
+        rows = [("micro-batches", f"{cost.micro_batches:,} a step on each rank{idle}")]
+        for rank in cost.ranks:
+            rows += [(f"pipeline rank {rank.pipeline_rank}", _holdings(rank))] if len(cost.ranks) > 1 else []
+            rows += [(f"  {purpose}", text) for purpose, text in _exchanges(rank.exchanges).items()]
+        return [*rows, *self._simulated_rows()]
+
+    def _simulated_rows(self) -> list[tuple[str, str]]:
+        if self.simulated is None:
+            return []
+        found = self.simulated
+        layers = " and ".join(map(str, found.layers))
+        how = f"{found.micro_batches:,} micro-batches, {layers} layers a stage"
+        if len(found.layers) > 1:
+            how += ", extrapolated"
+        return [
+            ("simulated", f"rank {found.rank:,}, {how}; by formula in brackets"),
+            ("  memory", f"{_size(found.peak)} ({_size(found.estimated_peak)})"),
+            ("  collectives", f"{found.calls:,} calls ({found.estimated_calls:,})"),
+            ("  their tensors", f"{_size(found.bytes)} ({_size(found.estimated_bytes)})"),
         ]
 
     def _data_rows(self) -> list[tuple[str, str]]:
@@ -159,12 +193,13 @@ class DryRunReport:
         ]
 
 
-def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
+def dry_run_report(recipe: Recipe, world_size: int, *, simulates: bool = False) -> DryRunReport:
     """Work out what a run would be; starts nothing, reads no data and allocates no model.
 
     Args:
         recipe: as loaded.
         world_size: processes that would run it.
+        simulates: one rank on fake tensors too, in a process of its own.
 
     Raises: RecipeError or LayoutError as :func:`ptm_dist.recipe.checks.check_recipe`.
     """
@@ -172,6 +207,7 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
     layout = resolve_layout(recipe.layout, world_size)
     parts = tuple(phase_report(recipe, phase) for phase in phases(recipe))
     tokens = sum(part.tokens for part in parts)
+    cost = step_cost(recipe, layout)
     distinct = math.ceil(tokens / recipe.data.max_epochs / parts[-1].sequence_length)
     return DryRunReport(
         name=recipe.name,
@@ -188,7 +224,9 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
         phases=parts,
         flops_per_token=parts[-1].flops_per_token,
         flops=_run_flops(recipe, parts),
-        memory=estimate_memory(recipe, layout),
+        memory=max((rank.memory for rank in cost.ranks), key=lambda memory: memory.total),
+        cost=cost,
+        simulated=simulated_cost(recipe, layout) if simulates else None,
         data=", ".join(source.path for source in recipe.data.named_sources),
         tokenizer=str(recipe.data.tokenizer),
         tokenizer_roles=_tokenizer_roles(recipe.objective),
@@ -196,6 +234,20 @@ def dry_run_report(recipe: Recipe, world_size: int) -> DryRunReport:
         distinct_samples=distinct,
         distinct_tokens=distinct * parts[-1].sequence_length,
     )
+
+
+def _holdings(rank: RankCost) -> str:
+    layers = ", ".join(f"{first}-{end - 1}" if end - first > 1 else str(first) for first, end in rank.layers)
+    return f"layers {layers}: {rank.parameters:,} parameters, {_size(rank.memory.total)}"
+
+
+def _exchanges(exchanges: tuple[Exchange, ...]) -> dict[str, str]:
+    """By purpose, each kind of collective with calls and bytes of a step."""
+    texts: dict[str, list[str]] = {}
+    for each in exchanges:
+        calls = f"{each.calls:,} {'call' if each.calls == 1 else 'calls'}"
+        texts.setdefault(each.purpose, []).append(f"{each.kind} {calls}, {_size(each.bytes)}")
+    return {purpose: "; ".join(kinds) for purpose, kinds in texts.items()}
 
 
 def _run_flops(recipe: Recipe, parts: tuple[PhaseReport, ...]) -> TokenFlops:

@@ -132,8 +132,8 @@ class _Rank:
         return schedule_of(self.layout, self.micro_batches)
 
     @cached_property
-    def _stages(self) -> list[StageHoldings]:
-        return stages_of(self.recipe, self.layout, self._schedule.rank_of, Place(pipeline=self.number))
+    def _stages(self) -> tuple[StageHoldings, ...]:
+        return stages_of(self.recipe.model, self.layout, self._schedule.rank_of, Place(pipeline=self.number))
 
     @cached_property
     def _passes(self) -> dict[int, ForwardPass]:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from ptm_dist.accounting.closed_form import step_traffic
+from ptm_dist.accounting.cost import simulated_cost, step_cost
 from ptm_dist.accounting.holdings import Place
 from ptm_dist.accounting.simulate import Task, simulate, watch_step
 from ptm_dist.accounting.watch import Observed, Traffic
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.schema import Recipe
-from ptm_dist.training.memory import rank_memory
+from ptm_dist.training.memory import estimate_memory, rank_memory
 from tests.distributed import run_distributed
 from tests.ptm_dist.recipes import small_recipe
 
@@ -146,3 +147,27 @@ def test_estimated_memory_is_the_peak_within_bounds_and_resident_memory_to_the_b
         if not (rank and world_size == 3):  # the last of three ranks holds less than the first
             assert estimate.weights + estimate.optimizer == observed.resident
             assert 0.95 < estimate.total / observed.peak < 1.3
+
+
+def test_a_deep_model_is_extrapolated_from_two_shallow_ones():
+    recipe = small_recipe(model__num_layers=18, layout__tensor_parallel=2, layout__pipeline_parallel=2)
+    found = simulated_cost(recipe, resolve_layout(recipe.layout, 8))
+    assert found.layers == (2, 4)
+    assert (found.calls, found.bytes) == (found.estimated_calls, found.estimated_bytes)
+    assert 0.95 < found.estimated_peak / found.peak < 1.3
+
+
+def test_every_pipeline_rank_has_its_layers_parameters_memory_and_exchanges():
+    recipe = small_recipe(model__num_layers=4, model__tie_embeddings=False, layout__pipeline_parallel=2)
+    layout = resolve_layout(recipe.layout, 4)
+    cost = step_cost(recipe, layout)
+    whole = step_cost(
+        small_recipe(model__num_layers=4, model__tie_embeddings=False), resolve_layout(recipe_of({}, {}).layout, 1)
+    )
+    assert sum(rank.parameters for rank in cost.ranks) == whole.ranks[0].parameters
+    assert [rank.layers for rank in cost.ranks] == [((0, 2),), ((2, 4),)]
+    assert max(rank.memory.total for rank in cost.ranks) == estimate_memory(recipe, layout).total
+    sent = {each.kind: each.calls for rank in cost.ranks for each in rank.exchanges if each.purpose == "pipeline"}
+    assert sent == {"send": cost.micro_batches, "receive": cost.micro_batches}
+    assert cost.bubble == pytest.approx(1 / (cost.micro_batches + 1))
+    assert whole.ranks[0].exchanges == ()

@@ -44,6 +44,18 @@ def test_a_report_reads_as_a_table_and_as_json():
     values = json.loads(json.dumps(report.as_dict()))
     assert values["memory"]["total"] == report.memory.total
     assert values["layout"]["description"] == "ZeRO-3 x2"
+    # Three groups of weights, gathered for the forward and the backward pass of each of four micro-batches.
+    assert "  data parallel     all_gather 24 calls" in text
+    assert values["cost"]["ranks"][0]["memory"]["total"] == report.memory.total
+    assert values["simulated"] is None
+
+
+def test_a_report_has_a_row_for_every_pipeline_rank():
+    text = dry_run_report(small_recipe(layout__pipeline_parallel=2), 2).text()
+    assert "micro-batches       8 a step on each rank, pipeline idle 11.1% of the time\n" in text
+    assert "pipeline rank 0     layers 0: " in text
+    assert "pipeline rank 1     layers 1: " in text
+    assert text.count("shared weights") == 2
 
 
 BERT = {
