@@ -6,7 +6,6 @@ own file, and nothing of what the others hold.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,4 +175,4 @@ def _describe(info: CheckpointInfo, folder: Path, recipe: Recipe, layout: Resolv
             "files": {name: entry.model_dump() for name, entry in files.items()},
         }
     )
-    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest.model_dump(mode="json"), indent=1))
+    write_atomically(folder / MANIFEST_FILE, manifest.sealed().text())

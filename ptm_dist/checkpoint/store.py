@@ -92,10 +92,26 @@ class Description(_Json):
 
 
 class Manifest(Description):
-    """A description and the files it vouches for."""
+    """A description and the files it vouches for.
+
+    Attributes:
+        format_version: of checkpoints.
+        files: by name.
+        checksum: xxh3-128 in hex of :meth:`text` with an empty one; empty where an earlier version wrote it.
+    """
 
     format_version: int
     files: dict[str, FileEntry]
+    checksum: str = ""
+
+    def text(self) -> str:
+        """The content of the manifest's file."""
+        return json.dumps(self.model_dump(mode="json"), indent=1)
+
+    def sealed(self) -> Manifest:
+        """The same with its check sum."""
+        blank = self.model_copy(update={"checksum": ""})
+        return blank.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(blank.text().encode())})
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,8 @@ def read_checkpoint(path: Path) -> CheckpointInfo:
         raise CheckpointError(
             f"{path} has format {manifest.format_version}; this version reads format {FORMAT_VERSION}"
         )
+    if manifest.checksum and (path / MANIFEST_FILE).read_bytes() != manifest.sealed().text().encode():
+        raise CheckpointError(f"{path / MANIFEST_FILE} is damaged: its bytes are not those that were saved")
     problems = [text for name, entry in manifest.files.items() if (text := _size_problem(path / name, entry))]
     if problems:
         raise CheckpointError(f"{path} is damaged: {'; '.join(problems)}")
@@ -222,7 +240,7 @@ class CheckpointStore:
                 save_state(state, unfinished, self._control)
             files = self._control.together(lambda: self._own_files(unfinished))
             entries = {name: entry for part in self._control.gather(files) for name, entry in part.items()}
-            manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **dict(description))
+            manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **dict(description)).sealed()
             return self._control.from_first(lambda: self._commit(unfinished, manifest))
         except Exception:
             if self._control.is_first:
@@ -294,7 +312,7 @@ class CheckpointStore:
     def _commit(self, unfinished: Path, manifest: Manifest) -> CheckpointInfo:
         final = self._final(manifest.step)
         with self._disk_errors():
-            write_atomically(unfinished / MANIFEST_FILE, json.dumps(manifest.model_dump(mode="json"), indent=1))
+            write_atomically(unfinished / MANIFEST_FILE, manifest.text())
             unfinished.rename(final)
             sync_path(final.parent)
         return CheckpointInfo(final, manifest)

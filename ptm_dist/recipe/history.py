@@ -14,7 +14,8 @@ def read_until(recipe: Recipe, step: int) -> dict[str, Any]:
     data = recipe.data
     parts = [phase for phase in phases(recipe) if phase.first_step < step]
     # All samples that a phase takes from its last epoch are shuffled together, so that its planned end matters.
-    ends = [phase.end_step if data.shuffle == "global" and phase is not phases(recipe)[-1] else None for phase in parts]
+    last = phases(recipe)[-1].number
+    ends = [phase.end_step if data.shuffle == "global" and phase.number != last else None for phase in parts]
     return {
         "seed": recipe.training.seed,
         "shuffle": (data.shuffle, data.shuffle_shards if data.shuffle == "block" else None),

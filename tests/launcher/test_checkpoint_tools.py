@@ -56,17 +56,15 @@ def test_a_sound_run_is_verified_checkpoint_by_checkpoint(ptm, run):
     assert (verdict["path"], verdict["problems"], verdict["files"]) == (str(newest(run)), [], 2)
 
 
-def test_every_flipped_byte_of_every_file_of_tensors_is_found_and_its_file_named(run):
+def test_every_flipped_byte_of_every_file_is_found_and_its_file_named(run):
     checkpoint = newest(run)
-    for file in (".metadata", "__0_0.distcp"):
+    for file in (".metadata", "__0_0.distcp", "manifest.json"):
         content = (checkpoint / file).read_bytes()
         for place in range(0, len(content), max(97, 97 * (len(content) // (97 * 60)))):
             flipped = bytearray(content)
             flipped[place] ^= 1 << place % 8
             (checkpoint / file).write_bytes(flipped)
-            (problem,) = inspect(checkpoint).problems
-            assert file in problem
-            assert "damaged" in problem
+            assert any(file in problem for problem in inspect(checkpoint).problems)
         (checkpoint / file).write_bytes(content)
     assert inspect(checkpoint).is_sound
 

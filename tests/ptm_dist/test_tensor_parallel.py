@@ -14,6 +14,7 @@ from ptm_dist.models import LanguageModel, ModelOutput, model_spec
 from ptm_dist.models.attention import Window
 from ptm_dist.models.model import Part
 from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.collectives import sum_together
 from ptm_dist.parallel.loss import vocab_parallel_cross_entropy
 from ptm_dist.parallel.mesh import ALONE, RankGroup
 from ptm_dist.parallel.shards import LocalShard, balanced_range
@@ -21,7 +22,6 @@ from ptm_dist.parallel.tensor import (
     TensorSplit,
     apply_tensor_parallel,
     sees_range_of_positions,
-    sum_over_ranks,
     tensor_box,
 )
 from ptm_dist.recipe.schema import ModelSection
@@ -109,7 +109,7 @@ def trained(case: Case, ranks: RankGroup) -> tuple[float, dict[str, Tensor]]:
     loss = case.loss(hidden, ranks)
     loss.backward()
     gradients = {name: parameter.grad for part in parts for name, parameter in part.named_parameters()}
-    sum_over_ranks([g for name, g in gradients.items() if sees_range_of_positions(name, model.spec, split)], split)
+    sum_together([g for name, g in gradients.items() if sees_range_of_positions(name, model.spec, split)], split.ranks)
     return loss.item(), gradients
 
 
