@@ -25,7 +25,7 @@ check: venv  ## Lint, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 20 minutes on 2 cores.
+parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 15 minutes on 2 cores, goes on if stopped.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
 
 bench: venv  ## Speed of this machine.

@@ -49,6 +49,8 @@ class Problem:
     """Rows hold several documents that do not see each other."""
     num_layers: int | None = None
     """None: 2, in ALBERT 4."""
+    layer_groups: int | None = None
+    """With num_layers, distinct blocks; None: the family's own."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,7 +74,7 @@ class Problem:
             "ffn_hidden_size": 50,
             "tie_embeddings": self.tied,
             **own.get(self.family, {}),
-            **({"num_layers": self.num_layers, "layer_groups": None} if self.num_layers else {}),
+            **({"num_layers": self.num_layers, "layer_groups": self.layer_groups} if self.num_layers else {}),
         }
 
 

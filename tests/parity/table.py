@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ near zero."""
 FP32_TOLERANCE = 1e-5
 """Five steps of Adam on float32 rounding noise."""
 TOLERANCES = {"fp64": FP64_TOLERANCE, "fp32": FP32_TOLERANCE, "bf16": None}
+OTHER_STEP = 5
+"""The other families are measured at every fifth setting."""
 CELLS_OF_A_WORLD = 24
 """Cells that one group of processes runs: each leaves process groups behind, and each of those holds threads."""
 
@@ -40,7 +43,7 @@ OTHER_FAMILIES = {
     "gpt3 (banded)": Problem("gpt3", **HARD),
     "gpt3, documents apart": Problem("gpt3", documents=True, **HARD),
     "roberta": Problem("roberta", **HARD),
-    "albert, two blocks": Problem("albert", **{**HARD, "num_layers": None}),
+    "albert, two blocks": Problem("albert", layer_groups=2, **HARD),
 }
 
 
@@ -65,14 +68,40 @@ class Measured:
         return tolerance is None or max(self.errors.loss, self.errors.gradient, self.errors.validation) < tolerance
 
 
+class Notebook:
+    """Cells that are measured already, so that an interrupted `make parity` goes on where it stood.
+
+    Args:
+        path: of the file; it belongs to one state of the sources.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[Measured] = torch.load(path, weights_only=False) if path.exists() else []
+
+    def has(self, family: str, setting: Setting) -> bool:
+        return any((row.family, row.setting) == (family, setting) for row in self.rows)
+
+    def add(self, rows: list[Measured]) -> None:
+        self.rows += rows
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.rows, self._path)
+
+
 def measure(
-    families: dict[str, Problem], settings: Iterable[Setting], device: str = "cpu", progress: Progress | None = None
+    families: dict[str, Problem],
+    settings: Sequence[Setting],
+    device: str = "cpu",
+    progress: Progress | None = None,
+    notebook: Notebook | None = None,
 ) -> list[Measured]:
     """Run every problem at every setting, those of one world size a few at a time in one group of processes."""
     cells = [(family, problem, setting) for setting in settings for family, problem in families.items()]
     task = progress.add_task("cells", total=len(cells)) if progress is not None else None
     by_world: dict[int, list[tuple[str, Setting, Cell]]] = defaultdict(list)
     for family, problem, setting in cells:
+        if notebook is not None and notebook.has(family, setting):
+            continue
         precise = replace(problem, precision=setting.precision)
         cell = Cell(precise, setting.world_size, setting.layout, setting.accumulation)
         by_world[setting.world_size].append((family, setting, cell))
@@ -80,10 +109,16 @@ def measure(
     with tempfile.TemporaryDirectory() as references:
         for world, all_cells in by_world.items():
             for first in range(0, len(all_cells), CELLS_OF_A_WORLD):
-                measured += _measure_together(world, all_cells[first : first + CELLS_OF_A_WORLD], references, device)
+                rows = _measure_together(world, all_cells[first : first + CELLS_OF_A_WORLD], references, device)
+                measured += rows
+                if notebook is not None:
+                    notebook.add(rows)
                 if progress is not None and task is not None:
-                    progress.update(task, completed=len(measured))
-    return measured
+                    progress.advance(task, len(rows))
+    if notebook is None:
+        return measured
+    found = {(row.family, row.setting.name): row for row in notebook.rows}
+    return [found[family, setting.name] for family, _, setting in cells]
 
 
 def _measure_together(
@@ -135,7 +170,15 @@ def _family_table(measured: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def sources() -> str:
+    """A hash of what the figures depend on."""
+    files = sorted([*Path("ptm_dist").rglob("*.py"), *Path("tests/parity").glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 if __name__ == "__main__":
+    notebook = Notebook(Path(f"runs/parity/{sources()}.pt"))
     with Progress() as progress:
-        everything = measure(FAMILIES, EVERY, progress=progress), measure(OTHER_FAMILIES, DOUBLE, progress=progress)
-    Path("docs/layouts.md").write_text(page(*everything))
+        own = measure(FAMILIES, EVERY, progress=progress, notebook=notebook)
+        others = measure(OTHER_FAMILIES, DOUBLE[::OTHER_STEP], progress=progress, notebook=notebook)
+    Path("docs/layouts.md").write_text(page(own, others))
