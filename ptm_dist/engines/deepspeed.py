@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO-0 to 3 over data-parallel ranks, with state in host memory if asked (arXiv 1910.02054)."""
+"""The DeepSpeed engine: ZeRO-0 to 3 over data-parallel ranks, state on the host if asked (arXiv 1910.02054)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.engines.deepspeed_config import clips_itself, deepspeed_config
+from ptm_dist.engines.deepspeed_config import clips_itself, deepspeed_config, offload_of
 from ptm_dist.engines.deepspeed_state import DeepSpeedState
+from ptm_dist.engines.deepspeed_swap import finish_gradients, prepare_swapping, remove_swap_folder
 from ptm_dist.engines.engine import EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
@@ -53,7 +54,10 @@ class DeepSpeedEngine:
         self.device = device
         self.dp_rank, self.dp_size = dist.get_rank(), dist.get_world_size()
         self._data = RankGroup(dist.group.WORLD, self.dp_rank, self.dp_size) if self.dp_size > 1 else ALONE
-        config = deepspeed_config(recipe, layout)
+        self._swap_folder = None
+        if "nvme" in offload_of(recipe.deepspeed, layout.offload):
+            self._swap_folder = prepare_swapping(recipe, self.dp_rank)
+        config = deepspeed_config(recipe, layout, self._swap_folder)
         # ZeRO-3 puts its own in this place, and leaves it there.
         self._linear = F.linear
         model = _build(deepspeed, recipe, layout, config, device)
@@ -84,6 +88,7 @@ class DeepSpeedEngine:
             loss = mean_loss(sums[::2], counts).item()
             if not self._has_overflown() or scale <= _SMALLEST_SCALE or not math.isfinite(loss):
                 break
+            finish_gradients(self.engine.optimizer)
         metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
         return StepResult(loss, self._gradient_norm(scale), int(counts[0].item()), metrics)
 
@@ -109,9 +114,11 @@ class DeepSpeedEngine:
         self._state.written(steps_done)
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks and buffers down; the process group belongs to the caller."""
+        """Take DeepSpeed's hooks, buffers and files down; the process group belongs to the caller."""
         self.engine.destroy()
         F.linear = self._linear
+        if self._swap_folder is not None:
+            remove_swap_folder(self._swap_folder)
 
     def _initialize(self) -> None:
         """Initial weights, the same bits as with any other engine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ptm_dist.models import parameter_shapes
@@ -14,6 +15,8 @@ LARGEST_BUCKET = 200_000_000
 """Elements that are reduced or gathered at a time; DeepSpeed allocates buffers of that many."""
 INITIAL_SCALE_POWER = 16
 """Power of two with which fp16 starts its loss scale."""
+SUB_GROUP = 50_000_000
+"""Elements of a rank that go to nvme and come back together; DeepSpeed has four buffers for so many in host memory."""
 
 Place = Literal["none", "cpu", "nvme"]
 
@@ -47,6 +50,7 @@ def deepspeed_problems(recipe: Recipe, layout: LayoutSection, world_size: int) -
         return
     yield from _layout_problems(layout)
     yield from _offload_problems(offload_of(recipe.deepspeed, layout.offload), layout.zero_stage)
+    yield from _nvme_problems(recipe.deepspeed, layout.zero_stage)
     if recipe.training.precision is Precision.FP64:
         yield "training.precision=fp64: DeepSpeed knows no float64; use engine=native, or training.precision=fp32"
     if recipe.optimizer.kind == "lamb":
@@ -82,11 +86,6 @@ def _layout_problems(layout: LayoutSection) -> Iterator[str]:
 
 
 def _offload_problems(offload: Offload, zero_stage: int) -> Iterator[str]:
-    if "nvme" in offload:
-        yield (
-            "deepspeed.offload_optimizer and deepspeed.offload_parameters: state on nvme cannot be saved to "
-            "checkpoints yet; use cpu"
-        )
     if offload.optimizer != "none" and zero_stage == 0:
         yield (
             "offloaded optimizer state (deepspeed.offload_optimizer or layout.offload) needs layout.zero_stage 1, 2 or "
@@ -99,11 +98,28 @@ def _offload_problems(offload: Offload, zero_stage: int) -> Iterator[str]:
         )
 
 
-def deepspeed_config(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
+def _nvme_problems(section: DeepSpeedSection, zero_stage: int) -> Iterator[str]:
+    keys = [key for key in ("offload_optimizer", "offload_parameters") if getattr(section, key) == "nvme"]
+    if not keys:
+        return
+    named = " and ".join(f"deepspeed.{key}=nvme" for key in keys)
+    if zero_stage in (1, 2) and section.offload_parameters != "nvme":
+        # Below, DeepSpeed takes nvme for cpu and says nothing.
+        yield f"{named} needs layout.zero_stage=3, not {zero_stage}; set it, or use cpu"
+    if section.nvme_path is None:
+        yield f"{named} needs deepspeed.nvme_path, a folder on a fast local disk of every machine; set it, or use cpu"
+
+
+def deepspeed_config(recipe: Recipe, layout: ResolvedLayout, swap_folder: Path | None = None) -> dict[str, Any]:
     """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json).
 
     How many micro-batches a step has may change during a run, and the loss is already divided by the number of
     targets: DeepSpeed is told to leave the end of a step to the caller.
+
+    Args:
+        recipe: what is learnt.
+        layout: where.
+        swap_folder: of this rank, where state is offloaded to nvme.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -113,7 +129,7 @@ def deepspeed_config(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": _zero(recipe, layout),
+        "zero_optimization": _zero(recipe, layout, swap_folder),
         **_numbers(recipe.training.precision, layout.zero_stage),
     }
 
@@ -123,19 +139,29 @@ def clips_itself(recipe: Recipe, layout: ResolvedLayout) -> bool:
     return layout.zero_stage == 0 and recipe.training.precision is Precision.FP32
 
 
-def _zero(recipe: Recipe, layout: ResolvedLayout) -> dict[str, Any]:
-    parameters = sum(math.prod(shape) for shape in parameter_shapes(recipe.model).values())
-    bucket = min(LARGEST_BUCKET, parameters + parameters % 2)
+def _zero(recipe: Recipe, layout: ResolvedLayout, swap_folder: Path | None) -> dict[str, Any]:
+    numels = [math.prod(shape) for shape in parameter_shapes(recipe.model).values()]
+    bucket = min(LARGEST_BUCKET, sum(numels) + sum(numels) % 2)
     sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if layout.zero_stage == 3:
         sizes = {"reduce_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket // 10}
     zero: dict[str, Any] = {"stage": layout.zero_stage, **sizes}
     offload = offload_of(recipe.deepspeed, layout.offload)
+    if "nvme" in offload:
+        zero["sub_group_size"] = SUB_GROUP
     if offload.optimizer != "none":
-        zero["offload_optimizer"] = {"device": offload.optimizer}
+        zero["offload_optimizer"] = {"device": offload.optimizer, **_folder(offload.optimizer, swap_folder)}
     if offload.parameters != "none":
-        zero["offload_param"] = {"device": offload.parameters}
+        zero["offload_param"] = {"device": offload.parameters, **_folder(offload.parameters, swap_folder)}
+    if offload.parameters == "nvme":
+        zero["offload_param"] |= {"max_in_cpu": 0, "buffer_size": -(-max(numels) // layout.world_size)}
+        # A parameter has one of few buffers as long as it is whole: none stays for its next use, none comes early.
+        zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     return zero
+
+
+def _folder(place: Place, swap_folder: Path | None) -> dict[str, str]:
+    return {"nvme_path": str(swap_folder)} if place == "nvme" else {}
 
 
 def _numbers(precision: Precision, zero_stage: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 DeepSpeed flattens parameters, puts them one behind the other and gives each rank a range: of one parameter a rank
 holds some elements in the order of memory, in float32 and beside them its optimizer state. Every wrapper keeps these
-at another place; a :class:`Piece` says where, whatever the wrapper.
+at another place; a :class:`Piece` says where, whatever the wrapper. What lies in files between its uses is read and
+written in them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptm_dist.engines.deepspeed_swap import MappedFiles, in_memory
 from ptm_dist.parallel.boxes import Held, boxes_of_range
 from ptm_dist.recipe.schema import OptimizerSection
 
@@ -63,18 +65,21 @@ class DeepSpeedState:
         self._optimizer: torch.optim.Optimizer = engine.basic_optimizer
         flats = {id(piece.flat): piece.flat for piece in self._pieces()}
         for flat in [*flats.values(), *self._flats_without_pieces(flats)]:
-            # Where torch's fused optimizers want it, and as they want it.
-            steps = {"step": torch.zeros((), dtype=torch.float32, device=flat.device)}
-            zeros = {theirs: torch.zeros_like(flat) for theirs in _SLOTS[section.kind].values()}
-            self._optimizer.state[flat] = steps | zeros
+            with in_memory(engine.optimizer, flat, write=True):
+                # Where torch's fused optimizers want it, and as they want it.
+                steps = {"step": torch.zeros((), dtype=torch.float32, device=flat.device)}
+                zeros = {theirs: torch.zeros_like(flat) for theirs in _SLOTS[section.kind].values()}
+                self._optimizer.state[flat] = steps | zeros
+        self._files = MappedFiles(engine.optimizer)
 
     def boxes(self) -> dict[str, Held]:
         """Weights (`model.<name>`) and slots (`optimizer.<name>.<slot>`); writing to them loads."""
         state: dict[str, Held] = {}
+        self._files = MappedFiles(self._engine.optimizer)
         for piece in self._pieces():
-            state[f"model.{piece.name}"] = piece.held(piece.flat)
+            state[f"model.{piece.name}"] = piece.held(self._files.values_of(piece.flat))
             for ours, theirs in _SLOTS[self._section.kind].items():
-                slot = self._optimizer.state[piece.flat][theirs]
+                slot = self._files.values_of(self._optimizer.state[piece.flat][theirs])
                 state[f"optimizer.{piece.name}.{ours}"] = piece.held(slot)
         return state
 
@@ -87,6 +92,7 @@ class DeepSpeedState:
             count = math.inf
         for state in self._optimizer.state.values():
             state["step"].fill_(count)
+        self._files.flush()
         refresh_copies(self._engine)
 
     def _flats_without_pieces(self, known: Mapping[int, Tensor]) -> list[Tensor]:
@@ -145,8 +151,9 @@ def refresh_copies(engine: Any) -> None:
         wrapper.update_lp_params()
     elif hasattr(wrapper, "fp32_partitioned_groups_flat"):  # ZeRO-3
         wrapper._partition_all_parameters()
-        for group in range(len(wrapper.fp16_groups)):
-            wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        for group, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
+            with in_memory(wrapper, flat):
+                wrapper._reassign_or_swap_out_partitioned_parameters(group)
         if wrapper.persistent_parameters:
             wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)
     else:

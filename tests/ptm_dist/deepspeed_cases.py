@@ -35,11 +35,13 @@ class Case:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scale_power: int | None = None
     """Of the first loss scale of fp16."""
+    section: dict[str, Any] = field(default_factory=dict)
+    """What `deepspeed` has in the recipe."""
 
     def recipe(self) -> Recipe:
         values = Cell(self.problem, 2, self.layout, self.accumulation).recipe().model_dump(mode="json")
         values["optimizer"] |= self.optimizer
-        return Recipe.model_validate(values | {"engine": self.engine})
+        return Recipe.model_validate(values | {"engine": self.engine, "deepspeed": self.section})
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def running(case: Case) -> Iterator[Engine]:
     engine.close()
 
 
-def gather(engine: Engine) -> State:
-    """Whole tensors; fails where an element has no owner."""
-    state = engine.state()
+def gather(engine: Engine, prefix: str = "") -> State:
+    """Whole tensors of the names that start so; fails where an element has no owner."""
+    state = {name: held for name, held in engine.state().items() if name.startswith(prefix)}
     mine = {name: [(box.offset, box.local.clone()) for box in boxes_of(held)] for name, held in state.items()}
     by_rank: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, mine)

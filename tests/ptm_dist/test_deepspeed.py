@@ -147,7 +147,11 @@ def stopped_and_through(case: Case) -> tuple[list[float], list[float]]:
         ({"layout": {"zero_stage": 3, "recompute": "selective"}}, r"recompute=selective.*use layout.recompute=full"),
         ({"layout": {"offload": "optimizer"}}, r"needs layout.zero_stage 1, 2 or 3"),
         ({"layout": {"zero_stage": 2, "offload": "parameters"}}, r"need layout.zero_stage=3 with engine=deepspeed, no"),
-        ({"layout": {"zero_stage": 3}, "deepspeed": {"offload_optimizer": "nvme"}}, r"nvme.*use cpu"),
+        ({"layout": {"zero_stage": 3}, "deepspeed": {"offload_optimizer": "nvme"}}, r"=nvme needs deepspeed.nvme_path"),
+        (
+            {"layout": {"zero_stage": 2}, "deepspeed": {"offload_optimizer": "nvme", "nvme_path": "/nvme"}},
+            r"set it, or use cpu",
+        ),
         ({"training": {"precision": "fp64"}}, r"precision=fp64.*use engine=native"),
         ({"optimizer": {"kind": "lamb"}}, r"kind=lamb.*use engine=native"),
     ],
