@@ -95,7 +95,7 @@ def test_mistakes_of_families_end_in_one_message_before_training(ptm, prepared, 
     root.mkdir()
     bert = prepare(ptm, prepared / "corpus.jsonl", root, "bert")
     mistakes = {
-        ("train", bert, "objective.kind=causal"): "objective.kind=causal does not suit model.family=bert",
+        ("train", bert, "objective.kind=causal"): "does not suit model.family=bert",
         ("train", bert, "model.family=roberta", "objective.kind=mlm"): "padding id 1",
         ("train", workspace / "recipe.yaml", "objective.kind=mlm"): "does not suit model.family=gpt2",
         ("fill", "--checkpoint", workspace / "run", "--text", "nothing missing"): "no [MASK] in it",
