@@ -16,7 +16,6 @@ from ptm_dist.accounting.holdings import (
     first_shard,
     parts_of,
     recomputed,
-    schedule_of,
     splits_backward,
     stages_of,
     zero_ranks,
@@ -27,7 +26,7 @@ from ptm_dist.accounting.zero_traffic import ZeroTraffic
 from ptm_dist.optim.decay import is_decayed
 from ptm_dist.parallel.actions import Kind
 from ptm_dist.parallel.parallelize import StagePlan
-from ptm_dist.parallel.schedules import Schedule
+from ptm_dist.parallel.schedules import Schedule, schedule_of
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.phases import phases

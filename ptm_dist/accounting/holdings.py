@@ -12,7 +12,6 @@ import torch
 from ptm_dist.models import model_spec
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
-from ptm_dist.parallel.schedules import Schedule, build_schedule
 from ptm_dist.parallel.shards import balanced_range, chunk_range
 from ptm_dist.parallel.stages import stage_parts
 from ptm_dist.parallel.tensor import tensor_box
@@ -67,18 +66,6 @@ class StageHoldings:
     def sizes(self) -> list[int]:
         """Elements of each group."""
         return [sum(math.prod(shape) for shape in group.values()) for group in self.groups]
-
-
-@cache
-def schedule_of(layout: ResolvedLayout, micro_batches: int) -> Schedule:
-    """The schedule of a step; without a pipeline that of one rank in one stage."""
-    return build_schedule(
-        layout.pipeline_schedule,
-        layout.pipeline_parallel,
-        layout.stages_per_rank,
-        micro_batches,
-        layout.pipeline_schedule_file,
-    )
 
 
 def splits_backward(layout: ResolvedLayout, stage: StageHoldings) -> bool:

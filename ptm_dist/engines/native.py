@@ -14,7 +14,6 @@ from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_me
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
 from ptm_dist.models import build_model
-from ptm_dist.models.attention import Window
 from ptm_dist.optim.build import build_optimizer
 from ptm_dist.optim.clipping import clip, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
@@ -146,7 +145,5 @@ class NativeEngine:
         times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]
         count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
         length = batch.inputs.shape[1]
-        window = Window.whole(length, self.device)
-        if self.mesh.context.size > 1:
-            window = context_window(length, self.mesh.context, self.device)
+        window = context_window(length, self.mesh.context, self.device)
         return list(split_batch(batch, count, size, self.model.spec, window))

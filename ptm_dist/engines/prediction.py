@@ -11,7 +11,6 @@ from ptm_dist.engines.microbatch import MicroBatch
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.engines.passes import Passes
 from ptm_dist.models import ModelOutput
-from ptm_dist.models.attention import Window
 from ptm_dist.parallel.shards import balanced_range
 from ptm_dist.parallel.stage import Stage
 from ptm_dist.parallel.zigzag import window as context_window
@@ -70,9 +69,7 @@ class Predictor:
         """This rank's positions, and which of the chosen ones are among them."""
         engine = self._engine
         batch, length = input_ids.shape
-        window = Window.whole(length, engine.device)
-        if engine.mesh.context.size > 1:
-            window = context_window(length, engine.mesh.context, engine.device)
+        window = context_window(length, engine.mesh.context, engine.device)
         place = torch.full((length,), -1, dtype=torch.int64, device=engine.device)
         place[window.positions] = torch.arange(len(window.positions), device=engine.device)
         local = place[positions % length]

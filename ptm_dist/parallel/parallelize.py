@@ -18,7 +18,7 @@ from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
 from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
-from ptm_dist.parallel.schedules import build_schedule
+from ptm_dist.parallel.schedules import schedule_of
 from ptm_dist.parallel.shards import LocalShard, chunk_range
 from ptm_dist.parallel.stage import Stage
 from ptm_dist.parallel.stages import stage_parts
@@ -71,10 +71,7 @@ class StagePlan:
 def plan_stages(section: ModelSection, layout: ResolvedLayout) -> StagePlan:
     """The stages of a layout."""
     parts = stage_parts(model_spec(section), layout.num_stages, split=layout.pipeline_split)
-    schedule = build_schedule(
-        layout.pipeline_schedule, layout.pipeline_parallel, layout.stages_per_rank, 1, layout.pipeline_schedule_file
-    )
-    return StagePlan(tuple(parts), schedule.rank_of)
+    return StagePlan(tuple(parts), schedule_of(layout, 1).rank_of)
 
 
 class ParallelModel:

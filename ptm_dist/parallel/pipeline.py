@@ -15,7 +15,7 @@ from torch import Tensor
 from ptm_dist.parallel.actions import Action, Kind
 from ptm_dist.parallel.mesh import RankMesh
 from ptm_dist.parallel.messages import Exchange, Lanes
-from ptm_dist.parallel.schedules import Schedule, build_schedule
+from ptm_dist.parallel.schedules import Schedule, schedule_of
 from ptm_dist.parallel.stage import Stage
 from ptm_dist.recipe.layout import ResolvedLayout
 
@@ -48,7 +48,6 @@ class Pipeline:
         self._layout = layout
         self._rank = mesh.pipeline.rank
         self._lanes = Lanes(mesh, device)
-        self._schedules: dict[int, Schedule] = {}
 
     def train(self, micro_batches: int, like: Tensor, forward: Forward) -> None:
         """Forward and backward passes of all micro-batches; gradients stay in the stages.
@@ -58,32 +57,18 @@ class Pipeline:
             like: a tensor as it goes from stage to stage.
             forward: computes a stage.
         """
-        schedule = self._schedule(micro_batches)
-        step = _Step(schedule, self._stages, Exchange(schedule, self._lanes, like), forward)
-        for action in schedule.actions[self._rank]:
-            step.do(action)
-        step.close()
+        self._run(schedule_of(self._layout, micro_batches), like, forward)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: int, like: Tensor, forward: Forward) -> None:
         """Forward passes only; arguments as in :meth:`train`."""
-        schedule = _forward_schedule(self._rank_of, self._layout.pipeline_parallel, micro_batches)
+        self._run(_forward_schedule(self._rank_of, self._layout.pipeline_parallel, micro_batches), like, forward)
+
+    def _run(self, schedule: Schedule, like: Tensor, forward: Forward) -> None:
         step = _Step(schedule, self._stages, Exchange(schedule, self._lanes, like), forward)
         for action in schedule.actions[self._rank]:
             step.do(action)
         step.close()
-
-    def _schedule(self, micro_batches: int) -> Schedule:
-        layout = self._layout
-        if micro_batches not in self._schedules:
-            self._schedules[micro_batches] = build_schedule(
-                layout.pipeline_schedule,
-                layout.pipeline_parallel,
-                layout.stages_per_rank,
-                micro_batches,
-                layout.pipeline_schedule_file,
-            )
-        return self._schedules[micro_batches]
 
 
 class _Step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ptm_dist.errors import LayoutError
@@ -15,9 +16,10 @@ from ptm_dist.parallel.actions import Action, Kind, play
 from ptm_dist.parallel.schedule_checks import table_problems
 from ptm_dist.parallel.schedule_files import read_orders
 from ptm_dist.parallel.schedule_orders import SINGLE, V_SHAPED, published_order
+from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import PipelineSchedule
 
-__all__ = ["Action", "Kind", "Schedule", "build_schedule", "schedule_problems"]
+__all__ = ["Action", "Kind", "Schedule", "build_schedule", "schedule_of", "schedule_problems"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,21 @@ def build_schedule(
         rank_of=tuple(rank_of[stage] for stage in range(stages)),
         actions=actions,
         splits_backward=any(action.kind is Kind.INPUT for order in actions for action in order),
+    )
+
+
+@cache
+def schedule_of(layout: ResolvedLayout, micro_batches: int) -> Schedule:
+    """The table of a layout's steps with so many micro-batches; without a pipeline that of one rank in one stage.
+
+    Raises: LayoutError if there is no such schedule.
+    """
+    return build_schedule(
+        layout.pipeline_schedule,
+        layout.pipeline_parallel,
+        layout.stages_per_rank,
+        micro_batches,
+        layout.pipeline_schedule_file,
     )
 
 

@@ -16,14 +16,13 @@ from ptm_dist.accounting.holdings import (
     Place,
     StageHoldings,
     first_shard,
-    schedule_of,
     splits_backward,
     stages_of,
     zero_ranks,
 )
 from ptm_dist.optim.build import slot_names
 from ptm_dist.parallel.actions import Kind
-from ptm_dist.parallel.schedules import Schedule
+from ptm_dist.parallel.schedules import Schedule, schedule_of
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.phases import Phase, phases
 from ptm_dist.recipe.schema import Precision, Recipe
