@@ -40,7 +40,7 @@ def process_group(world: World, device: torch.device) -> Iterator[ControlGroup]:
         dist.init_process_group(
             # With offloading, tensors of the host are summed as well.
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{world.master_addr}:{world.master_port}",
+            store=_meeting_place(world),
             rank=world.rank,
             world_size=world.world_size,
             device_id=device if device.type == "cuda" else None,
@@ -48,3 +48,8 @@ def process_group(world: World, device: torch.device) -> Iterator[ControlGroup]:
     yield control_group()
     if dist.is_initialized() and not joined:
         dist.destroy_process_group()
+
+
+def _meeting_place(world: World) -> dist.Store:
+    is_host = world.rank == 0 and not world.has_store
+    return dist.TCPStore(world.master_addr, world.master_port, world.world_size, is_host, wait_for_workers=False)

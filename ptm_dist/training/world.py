@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class World:
         local_world_size: processes of the run on this machine.
         master_addr: host on which rank 0 listens.
         master_port: TCP port on which rank 0 listens.
-        origin: who started the processes: `single`, `local`, `torchrun`, `srun` or `mpirun`.
+        origin: who started the processes: `single`, `ptm`, `torchrun`, `srun` or `mpirun`.
+        node: name of this machine; processes of one node share its memory, and are lost together.
+        has_store: somebody else listens at that address already, not rank 0.
     """
 
     rank: int
@@ -26,6 +29,8 @@ class World:
     master_addr: str
     master_port: int
     origin: str
+    node: str = field(default_factory=socket.gethostname)
+    has_store: bool = False
 
     @classmethod
     def single(cls) -> World:
