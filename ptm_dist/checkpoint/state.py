@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ptm_dist.checkpoint.disk import CandidFileSystem
+from ptm_dist.checkpoint.reader import PartReader, RememberingReader
 from ptm_dist.errors import CheckpointError
 from ptm_dist.parallel.boxes import Held, boxes_of, global_shape_of
 from ptm_dist.parallel.control import ALONE, ControlGroup
@@ -98,7 +99,7 @@ def load_state(state: Mapping[str, Held], directory: Path, control: ControlGroup
     ]
     if wrong:
         raise CheckpointError(f"{directory} is of another model; " + "; ".join(sorted(wrong)))
-    _load(state, FileSystemReader(directory), control)
+    _load(state, PartReader(directory), control)
 
 
 def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -114,7 +115,7 @@ class SavedState:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._reader = _RememberingReader(directory)
+        self._reader = RememberingReader(directory)
         entries = self._reader.read_metadata().state_dict_metadata
         self.shapes = {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
 
@@ -124,19 +125,6 @@ class SavedState:
         box = LocalShard(torch.empty(shape, dtype=torch.float32), shape, (0,) * len(shape))
         _load({name: box}, self._reader, ALONE)
         return box.local
-
-
-class _RememberingReader(FileSystemReader):
-    """Reads what a checkpoint holds once, however often it is asked."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self._remembered: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._remembered is None:
-            self._remembered = super().read_metadata(*args, **kwargs)
-        return self._remembered
 
 
 def _load(state: Mapping[str, Held], reader: FileSystemReader, control: ControlGroup) -> None:
