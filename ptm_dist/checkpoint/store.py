@@ -65,6 +65,9 @@ class Description(_Json):
         world_size: ranks that wrote them.
         saved_at: UTC, ISO 8601.
         quarantine: shards that the run reads no more, by source and file name.
+        skipped: first and last step of each range of steps whose update the run leaves out, in the order in which
+            that was decided; a range may lie ahead of `step`.
+        recent_losses: of the newest steps that count for what a loss spike is, oldest first.
     """
 
     step: int
@@ -79,6 +82,14 @@ class Description(_Json):
     world_size: int
     saved_at: str
     quarantine: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[int, int], ...] = ()
+    recent_losses: tuple[float, ...] = ()
+
+    @property
+    def updates(self) -> int:
+        """Updates of the weights so far: steps done, less those that were left out."""
+        left_out = {step for first, last in self.skipped for step in range(first, min(last, self.step) + 1)}
+        return self.step - len(left_out)
 
     def parsed_recipe(self) -> Recipe:
         """The recipe of the run that saved this.
@@ -154,7 +165,7 @@ def read_checkpoint(path: Path) -> CheckpointInfo:
         raise CheckpointError(
             f"{path} has format {manifest.format_version}; this version reads format {FORMAT_VERSION}"
         )
-    if manifest.checksum and (path / MANIFEST_FILE).read_bytes() != manifest.sealed().text().encode():
+    if manifest.checksum and not _has_checksum((path / MANIFEST_FILE).read_bytes(), manifest.checksum):
         raise CheckpointError(f"{path / MANIFEST_FILE} is damaged: its bytes are not those that were saved")
     problems = [text for name, entry in manifest.files.items() if (text := _size_problem(path / name, entry))]
     if problems:
@@ -324,6 +335,13 @@ class CheckpointStore:
             return "; ".join(_hash_problems(info, share)) or None
         except CheckpointError as error:
             return str(error)
+
+
+def _has_checksum(content: bytes, checksum: str) -> bool:
+    """Whether a manifest's bytes are those that were sealed, perhaps by a version that knew fewer fields."""
+    values = json.loads(content)
+    blank = json.dumps({**values, "checksum": ""}, indent=1).encode()
+    return xxhash.xxh3_128_hexdigest(blank) == checksum and json.dumps(values, indent=1).encode() == content
 
 
 def _set_aside(paths: list[Path]) -> None:

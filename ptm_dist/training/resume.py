@@ -51,7 +51,7 @@ def resume(
     if info.is_weights_only:
         state = {name: box for name, box in state.items() if name.startswith("model.")}
     store.load(info, state)
-    engine.loaded(info.step)
+    engine.loaded(info.manifest.updates)
     return info
 
 

@@ -81,10 +81,10 @@ def export_universal(path: Path, out: Path) -> UniversalCheckpoint:
         (unfinished / LATEST_FILE).write_text(tag)
         folder = unfinished / tag
         for name in names:
-            _write_parameter(folder / "zero" / name, name, saved, info.step)
-        torch.save(_optimizer_state(info.step), folder / "zero" / "optimizer_state.pt")
+            _write_parameter(folder / "zero" / name, name, saved, info.manifest.updates)
+        torch.save(_optimizer_state(info.manifest.updates), folder / "zero" / "optimizer_state.pt")
         for file in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):  # ZeRO-1 and 2, ZeRO-3
-            torch.save(_model_state(info.step), folder / file)
+            torch.save(_model_state(info.step, info.manifest.updates), folder / file)
         description = Description(**{key: getattr(info.manifest, key) for key in Description.model_fields})
         (folder / DESCRIPTION_FILE).write_text(description.model_dump_json(indent=1))
     return UniversalCheckpoint(out, info.step, len(names))
@@ -126,25 +126,25 @@ def import_universal(
     return UniversalCheckpoint(out, description.step, len(shapes))
 
 
-def _write_parameter(folder: Path, name: str, saved: SavedState, step: int) -> None:
+def _write_parameter(folder: Path, name: str, saved: SavedState, updates: int) -> None:
     folder.mkdir(parents=True)
     torch.save({"param": saved.read(f"model.{name}")}, folder / "fp32.pt")
     for slot in _SLOTS:
         torch.save({"param": saved.read(f"optimizer.{name}.{slot}")}, folder / f"{slot}.pt")
-    torch.save(torch.tensor(float(step)), folder / "step.pt")
+    torch.save(torch.tensor(float(updates)), folder / "step.pt")
 
 
-def _optimizer_state(step: int) -> dict[str, Any]:
+def _optimizer_state(updates: int) -> dict[str, Any]:
     """What is not of a parameter; learning rates and the like stay those of the loading engine.
 
     ZeRO-1 and 2 read the first two entries (groups with and without weight decay), ZeRO-3 the last one.
     """
-    states = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{}]}
+    states = {"state": {0: {"step": torch.tensor(float(updates))}}, "param_groups": [{}]}
     return {"ds_version": _OLDEST_READER, "param_groups": [{}, {}], "optimizer_state_dict": states}
 
 
-def _model_state(step: int) -> dict[str, Any]:
-    counts = {"global_steps": step, "skipped_steps": 0, "dp_world_size": 1, "mp_world_size": 1}
+def _model_state(step: int, updates: int) -> dict[str, Any]:
+    counts = {"global_steps": step, "skipped_steps": step - updates, "dp_world_size": 1, "mp_world_size": 1}
     return {"module": {}, "lr_scheduler": None, **counts}
 
 
