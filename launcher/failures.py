@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UserError
 
@@ -51,6 +52,8 @@ class Failure:
         kind: whether the cause lies in this rank.
         message: one line, or a user error's own text.
         traceback: Python's, empty for user errors and for ranks that died without a word.
+        node: on which the rank was, if anybody said.
+        place: what it was at, in words, if it said.
     """
 
     rank: int
@@ -58,6 +61,8 @@ class Failure:
     kind: Kind
     message: str
     traceback: str = ""
+    node: str = ""
+    place: str = ""
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> Failure:
@@ -67,6 +72,23 @@ class Failure:
         kind = Kind.COLLATERAL if is_collateral(error) else Kind.ERROR
         message = "".join(traceback.format_exception_only(error)).strip()
         return cls(rank, time.time(), kind, message, "".join(traceback.format_exception(error)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Failure:
+        """What :meth:`as_json` made."""
+        return cls(**{**values, "kind": Kind(values["kind"])})
+
+    def headline(self) -> str:
+        """Who, where, what: one line, but for a message of several."""
+        name = f"rank {self.rank}"
+        where = f" on {self.node}" if self.node else ""
+        place = f" ({self.place})" if self.place else ""
+        said = self.message.removeprefix(name).lstrip(": ") if self.message.startswith(name) else self.message
+        return f"{name}{where}{place}: {said}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,7 @@ def write_failure(logs: Path, failure: Failure) -> None:
     """Write a failure whole or not at all."""
     path = failure_path(logs, failure.rank)
     unfinished = path.with_suffix(f".tmp-{os.getpid()}")
-    unfinished.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    unfinished.write_text(json.dumps(failure.as_json()), encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -122,7 +144,7 @@ def read_failure(logs: Path, rank: int) -> Failure | None:
         fields = json.loads(failure_path(logs, rank).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Failure(**{**fields, "kind": Kind(fields["kind"])})
+    return Failure.from_json(fields)
 
 
 def remove_failures(logs: Path) -> None:
@@ -147,8 +169,7 @@ def describe(failure: Failure, logs: Path) -> str:
     """A failure for people: who, what, the end of the traceback, and where the rest is."""
     if failure.kind is Kind.USER:
         return failure.message
-    name = f"rank {failure.rank}"
-    headline = failure.message if failure.message.startswith(name) else f"{name}: {failure.message}"
+    headline = failure.headline()
     if failure.kind is Kind.COLLATERAL:
         headline += "\nno rank wrote another cause: the network or a machine may have failed"
     said = failure.traceback.strip().removesuffix(failure.message).splitlines()

@@ -1,58 +1,127 @@
-"""One process of a run: `python -m launcher.worker RECIPE`, started on this machine by launcher.local."""
+"""One rank of a run, in a process that an agent has forked: log, link, run, and what it leaves when it fails."""
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 
-from launcher.environment import find_world
 from launcher.failures import Failure, Kind, write_failure
 from launcher.logs import open_log
+from ptm_dist.training.link import Phase
 from ptm_dist.training.world import World
 
-AGENT_VARIABLE = "PTM_AGENT_PID"
+STACK_SIGNAL = signal.SIGUSR2
+"""Has a worker write the Python stacks of all its threads to :func:`stack_path`."""
+
 _PR_SET_PDEATHSIG = 1
 
 
-def main(recipe_path: Path) -> None:
-    """Run a recipe file as one rank of the world found in the environment; logs go beside the file.
+class WorkerLink:
+    """A worker's line to its agent: :class:`ptm_dist.training.link.Link`.
 
-    A failure is written beside the logs and ends the process at once, with 2 for a user's mistake and 1 for
-    anything else: a slow teardown would only delay what the other ranks learn.
+    Args:
+        line: datagrams, never waited for: what the agent cannot take is lost, and the next report tells more.
     """
-    die_with_agent(int(os.environ[AGENT_VARIABLE]))
-    keep_early_signals()
-    logs = recipe_path.parent
-    rank = int(os.environ["RANK"])
-    log = open_log(logs, rank, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
-    try:
-        run_recipe(recipe_path, logs)
-    except Exception as error:
-        failure = Failure.of(rank, error)
-        write_failure(logs, failure)
-        log.write(failure.traceback or f"error: {failure.message}\n")
-        _leave(2 if failure.kind is Kind.USER else 1)
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._asked = False
+        self.phase, self.step = Phase.BUILD, 0
+
+    def report(self, phase: Phase, step: int) -> None:
+        """Tell the agent what begins now."""
+        self.phase, self.step = phase, step
+        self._send({"phase": phase, "step": step})
+
+    def is_asked_to_leave(self) -> bool:
+        """Whether the agent has asked, now or before."""
+        with suppress(OSError):
+            self._asked = self._line.recv(64) == b"leave" or self._asked
+        return self._asked
+
+    def tell_outcome(self, outcome: dict[str, Any]) -> None:
+        """Say how the run ended, just before this process does."""
+        self._send({"outcome": outcome})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with suppress(OSError):
+            self._line.send(json.dumps(message).encode())
 
 
-def run_recipe(recipe_path: Path, logs: Path) -> None:
-    """The run itself, after which rank 0 says and writes how it ended."""
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to do.
+
+    Attributes:
+        payload: for the entry function.
+        world: which rank of how many this process is.
+        link: to the agent.
+        logs: folder of the run's logs.
+        attempt: number of this start of all ranks, from 0.
+    """
+
+    payload: dict[str, Any]
+    world: World
+    link: WorkerLink
+    logs: Path
+    attempt: int
+
+
+Entry: TypeAlias = Callable[[Job], None]
+
+
+def train(job: Job) -> None:
+    """Run a recipe; afterwards rank 0 says and writes how it ended."""
     from launcher.outcome import ending, write_outcome
-    from ptm_dist.recipe.loading import load_recipe
+    from ptm_dist.recipe.schema import Recipe
     from ptm_dist.training.run import run
 
-    world = find_world(os.environ) or World.single()
-    recipe = load_recipe(recipe_path)
-    summary = run(recipe, world)
-    if world.rank == 0:
-        write_outcome(summary)
-        print(ending(summary))
+    summary = run(Recipe.model_validate(job.payload), job.world, job.link)
+    if job.world.rank == 0:
+        job.link.tell_outcome({"stop_reason": summary.stop_reason, "step": summary.step})
+        if not summary.makes_way:
+            write_outcome(summary)
+            print(ending(summary))
+
+
+def live(entry: Entry, job: Job, agent: int) -> NoReturn:
+    """A worker's whole life, from the fork to its exit code: 0, 2 for a user's mistake, 1 for anything else.
+
+    A failure is written beside the logs and ends the process at once: a slow teardown would only delay what the
+    other ranks learn.
+    """
+    die_with_agent(agent)
+    keep_early_signals()
+    _describe_world(job.world)
+    log = open_log(job.logs, job.world.rank, job.attempt)
+    with stack_path(job.logs, job.world.rank).open("w", encoding="utf-8") as stacks:
+        faulthandler.register(STACK_SIGNAL, stacks, all_threads=True)
+        try:
+            entry(job)
+        except Exception as error:
+            failure = Failure.of(job.world.rank, error)
+            write_failure(job.logs, failure)
+            log.write(failure.traceback or f"error: {failure.message}\n")
+            _leave(2 if failure.kind is Kind.USER else 1)
+        _leave(0)
+
+
+def stack_path(logs: Path, rank: int) -> Path:
+    """Where a worker writes its stacks when it is told to."""
+    return logs / f"stack_rank{rank}.txt"
 
 
 def die_with_agent(agent: int) -> None:
@@ -65,12 +134,13 @@ def die_with_agent(agent: int) -> None:
 
 
 def keep_early_signals() -> None:
-    """A stop signal that comes while libraries are still being imported waits until somebody can act on it."""
+    """A stop signal that comes before anybody can act on it waits until somebody can."""
 
     def deliver_later(number: int, frame: FrameType | None) -> None:
         threading.Thread(target=_deliver_again, args=(number, deliver_later), daemon=True).start()
 
     signal.signal(signal.SIGTERM, deliver_later)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _deliver_again(number: int, early_handler: object) -> None:
@@ -79,11 +149,19 @@ def _deliver_again(number: int, early_handler: object) -> None:
     os.kill(os.getpid(), number)
 
 
+def _describe_world(world: World) -> None:
+    """The usual variables, for libraries that look at them."""
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.world_size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_WORLD_SIZE=str(world.local_world_size),
+        MASTER_ADDR=world.master_addr,
+        MASTER_PORT=str(world.master_port),
+    )
+
+
 def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -55,7 +55,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="One process; left out: the job, or rank 0.")] = None,
     first_error: Annotated[
-        bool, typer.Option("--first-error", help="Only why the last start failed: which rank was first, and how.")
+        bool, typer.Option("--first-error", help="Only the newest failure: which rank was first, and how.")
     ] = False,
 ) -> None:
     """Print what a run said."""
@@ -65,7 +65,7 @@ def logs(
     directory = known_run(run)
     job_log = _job_log(directory)
     if first_error:
-        _print_first_error(directory, job_log)
+        _print_first_error(directory)
         return
     path = directory.logs / f"rank_{rank or 0}.log" if rank is not None or job_log is None else job_log
     if not path.exists() and not follow:
@@ -116,12 +116,12 @@ def _job_log(directory: RunDirectory) -> Path | None:
     return job_log(directory, jobs[-1]["job"]) if jobs else None
 
 
-def _print_first_error(directory: RunDirectory, job_log: Path | None) -> None:
+def _print_first_error(directory: RunDirectory) -> None:
     from launcher.failures import describe
-    from launcher.slurm.first_error import first_error
+    from launcher.first_error import first_error
 
-    failure = first_error(directory.logs, job_log)
-    print(describe(failure, directory.logs) if failure is not None else "no rank failed in the last start")
+    failure = first_error(directory)
+    print(describe(failure, directory.logs) if failure is not None else "no rank failed")
 
 
 def _ended(directory: RunDirectory) -> Callable[[], bool]:

@@ -42,7 +42,7 @@ def submit(
     continues a run that was stopped, on whatever number of nodes.
     """
     from launcher.slurm.profile import load_profile
-    from launcher.slurm.submit import check, job_script, parse_nodes
+    from launcher.slurm.submit import check, fits, job_script, parse_nodes
     from launcher.slurm.submit import submit as hand_in
     from ptm_dist.recipe.loading import load_recipe
 
@@ -50,18 +50,21 @@ def submit(
     profile = load_profile(cluster, {"time": time, "partition": partition, "account": account, "qos": qos})
     loaded = load_recipe(recipe, overrides or [])
     script = job_script(loaded, asked, profile)
+    fitted = fits(loaded, asked, profile.processes_per_node)
     if dry_run:
-        check(loaded, script)
+        check(script, fitted)
         text, opinion = script.text(), _opinion(script.text())
         print_json({"script": text, "slurm": opinion}) if as_json else print(text, end="")
         print(opinion, file=sys.stderr)
         return
-    job = hand_in(loaded, script)
+    job = hand_in(loaded, script, fitted)
     if as_json:
-        print_json({"job": job, "run": script.run, "usable_nodes": script.usable})
+        worlds = {count: {"processes": one.world_size, "layout": one.layout} for count, one in fitted.items()}
+        print_json({"job": job, "run": script.run, "nodes": worlds})
         return
-    ranks = ", ".join(str(count * profile.processes_per_node) for count in script.usable)
-    print(f"job {job} will run {loaded.name} as {ranks} processes in {script.run}")
+    print(f"job {job} will run {loaded.name} in {script.run}")
+    for count, one in fitted.items():
+        print(f"  on {count} node{'s' if count > 1 else ''}: {one.world_size} processes, {one.layout}")
     print(f"see it by: ptm status {loaded.directory}; ptm logs {loaded.directory} -f; ptm stop {loaded.directory}")
 
 

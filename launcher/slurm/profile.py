@@ -66,8 +66,10 @@ class ClusterProfile(Section):
     """How long before the time limit the run saves and leaves: more than a step and a checkpoint take, twice."""
     requeue: bool = True
     """A run that time, preemption or a broken node interrupted goes back to the queue by itself."""
-    no_kill: bool = False
-    """A job keeps its other nodes when one breaks."""
+    no_kill: bool | None = None
+    """A job goes on with its other nodes when one breaks; left out: if it was given a range of nodes."""
+    grow_seconds: PositiveInt = 300
+    """How often a job that keeps its other nodes asks for another one in place of one that broke."""
     options: tuple[str, ...] = ()
     """More options of sbatch, such as --switches=1."""
     setup: tuple[str, ...] = ()

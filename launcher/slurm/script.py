@@ -13,26 +13,34 @@ from launcher.slurm.profile import ClusterProfile
 COMMENT_PREFIX = "ptm:"
 """A job's comment is this and its run directory, by which `ptm status` knows it."""
 
+JOINER_PREFIX = "ptm-node-for:"
+"""The same for a job that only brings a node to another one."""
+
+REQUEUE_CODE = 3
+"""Exit code of a coordinator that wants to be started again with more nodes."""
+
 _HEAD = """\
 
 # Written by `ptm submit` for the run in $$PTM_RUN. One life of the run: it goes on from the newest checkpoint.
 PTM_RUN=$run
+note() {
+    printf '{"time": "%s", "event": "%s", "job": %s%s}\\n' \\
+        "$$(date -u +%FT%T.000+00:00)" "$$1" "$$SLURM_JOB_ID" "$${2:-}" >> "$$PTM_RUN/events.jsonl"
+}
 """
 
 _SIGNALS = """\
 
-# USR1 comes before the time limit, and from `ptm stop`: every process is told to save after its step and to leave.
-# TERM comes with scancel and with preemption, when Slurm itself has told the processes.
+# USR1 comes before the time limit, and from `ptm stop`: the coordinator has all processes save after their step and
+# leave. TERM comes with scancel and with preemption, when Slurm itself has told the processes.
 SIGNAL=
-STEP=
+COORDINATOR=
 tell() {
     SIGNAL=USR1
     echo "$$(date +%T) signal USR1: save and leave"
-    # Without a step the signal would be lost.
-    while kill -0 "$$STEP" 2>/dev/null && ! squeue -h --steps -j "$$SLURM_JOB_ID" -o %i | grep -q '\\.[0-9]'; do
-        sleep 1
-    done
-    [ -z "$$STEP" ] || scancel --signal=TERM "$$SLURM_JOB_ID"
+    # Before it listens the signal would kill it.
+    while kill -0 "$$COORDINATOR" 2>/dev/null && [ ! -e "$$PTM_RUN/logs/coordinator.json" ]; do sleep 0.2; done
+    [ -z "$$COORDINATOR" ] || kill -TERM "$$COORDINATOR"
 }
 trap tell USR1
 trap 'SIGNAL=TERM' TERM
@@ -40,53 +48,103 @@ echo "$$(date '+%F %T') job $$SLURM_JOB_ID, life $${SLURM_RESTART_COUNT:-0}, on 
 if [ -e "$$PTM_RUN/slurm/stop-$$SLURM_JOB_ID" ]; then exit 0; fi
 """
 
-_NODES = """\
+_JOIN = """\
 
-# As many of the nodes as the layout can use; the first of them is where all processes meet.
-NODES=0
-for count in $usable; do
-    if [ "$$count" -le "$$SLURM_JOB_NUM_NODES" ]; then NODES=$$count; break; fi
-done
-if [ "$$NODES" = 0 ]; then echo "$$SLURM_JOB_NUM_NODES nodes are too few for the layout"; exit 1; fi
-FIRST=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_ADDR=$$(scontrol show node "$$FIRST" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
-export MASTER_ADDR=$${MASTER_ADDR:-$$FIRST}
+# An agent on every node runs its processes. A job that only brings a node to another one has nothing else to do.
+agents() {
+    $agents
+}
+if [ -n "$${PTM_JOIN:-}" ]; then agents; exit; fi
+"""
+
+_SUCCESSOR = """\
+
+# If the first node of this job breaks, nothing of it is left that could go on. Then its successor does.
+if [ -n "$${PTM_AFTER:-}" ]; then
+    case "$$(squeue -h -j "$$PTM_AFTER" -t all -o '%T %r' 2>/dev/null)" in
+        NODE_FAIL*|*JobLaunchFailure*|*NodeFail*|*BatchScript*|'') ;;
+        *) echo "job $$PTM_AFTER ended by itself: nothing to do"; exit 0 ;;
+    esac
+    note submit ', "after": '"$$PTM_AFTER"', "nodes": [$least, $most], "processes_per_node": $each'
+    if [ -e "$$PTM_RUN/slurm/stop-$$PTM_AFTER" ]; then exit 0; fi
+fi
+SUCCESSOR=$$(PTM_AFTER=$$SLURM_JOB_ID sbatch --parsable --dependency=afternotok:"$$SLURM_JOB_ID" \\
+    --kill-on-invalid-dep=yes --begin=now+5 "$$PTM_RUN/slurm/job.sh")
+JOINERS=
+trap 'scancel $$SUCCESSOR $$JOINERS 2>/dev/null' EXIT
 """
 
 _RUN = """\
 
+FIRST=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+ADDRESS=$$(scontrol show node "$$FIRST" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 newest() { find "$$PTM_RUN/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1; }
 BEFORE=$$(newest)
-rm -f "$$PTM_RUN"/logs/outcome.json "$$PTM_RUN"/logs/failure_rank*.json
+rm -f "$$PTM_RUN"/logs/outcome.json "$$PTM_RUN"/logs/coordinator.json
 if [ -n "$$SIGNAL" ]; then echo "the signal came before the run began"; exit 1; fi
 
-echo "$$(date +%T) $$NODES of $$SLURM_JOB_NUM_NODES nodes"
-$srun &
-STEP=$$!
-# A signal ends wait, but not the step.
-while kill -0 "$$STEP" 2>/dev/null; do wait "$$STEP"; done
-wait "$$STEP"
+# The coordinator decides which nodes compute what, and starts them again after a failure.
+$coordinator --nodes $least:$most --expect "$$SLURM_JOB_NUM_NODES" --host "$${ADDRESS:-$$FIRST}" &
+COORDINATOR=$$!
+agents &
+AGENTS=$$!
+"""
+
+_WAIT = """\
+# A signal ends wait, but not the coordinator.
+while kill -0 "$$COORDINATOR" 2>/dev/null; do wait "$$COORDINATOR"; done
+wait "$$COORDINATOR"
+CODE=$$?
+"""
+
+_GROW = """\
+# A node that broke does not come back into this job: a job of its own brings another one, when there is one.
+ROUND=0
+while kill -0 "$$COORDINATOR" 2>/dev/null; do
+    sleep 1
+    ROUND=$$((ROUND + 1))
+    [ $$((ROUND % $grow_seconds)) = 0 ] || continue
+    HAVE=$$(squeue -h -j "$$SLURM_JOB_ID" -o %D)
+    COMING=$$([ -z "$$JOINERS" ] || squeue -h -j "$$(echo $$JOINERS | tr ' ' ,)" -o %i 2>/dev/null | wc -l)
+    if [ -n "$$HAVE" ] && [ $$((HAVE + $${COMING:-0})) -lt $most ]; then
+        JOINER=$$(PTM_JOIN=1 sbatch --parsable --nodes=1 --comment=$joiner_comment --no-requeue \\
+            "$$PTM_RUN/slurm/job.sh") || continue
+        JOINERS="$$JOINERS $$JOINER"
+        echo "$$(date +%T) job $$JOINER is to bring a node"
+    fi
+done
+wait "$$COORDINATOR"
 CODE=$$?
 """
 
 _ENDING = """\
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$$AGENTS" 2>/dev/null || break; sleep 0.5; done
 
-# A run that a signal stopped goes back to the queue, unless `ptm stop` or scancel sent it.
-if ! grep -qs '"stop_reason": "SIG' "$$PTM_RUN/logs/outcome.json" && [ "$$SIGNAL" != USR1 ]; then exit "$$CODE"; fi
+# A run that a signal stopped goes back to the queue, unless `ptm stop` or scancel sent it, and so does one that has
+# too few nodes.
 if [ "$$SIGNAL" = TERM ] || [ -e "$$PTM_RUN/slurm/stop-$$SLURM_JOB_ID" ]; then exit "$$CODE"; fi
-if grep -qs '"stop_reason": null' "$$PTM_RUN/logs/outcome.json"; then exit "$$CODE"; fi
-if [ "$$(newest)" = "$$BEFORE" ]; then
-    echo "no step was saved in this life: give it more time, or more seconds between signal and limit"
-    exit 1
+if [ "$$CODE" != $requeue_code ]; then
+    if ! grep -qs '"stop_reason": "SIG' "$$PTM_RUN/logs/outcome.json" && [ "$$SIGNAL" != USR1 ]; then exit "$$CODE"; fi
+    if grep -qs '"stop_reason": null' "$$PTM_RUN/logs/outcome.json"; then exit "$$CODE"; fi
+    if [ "$$(newest)" = "$$BEFORE" ]; then
+        echo "no step was saved in this life: give it more time, or more seconds between signal and limit"
+        exit 1
+    fi
 fi
 $requeue
 """
 
 _REQUEUE = """\
-printf '{"time": "%s", "event": "requeue", "job": %s}\\n' "$(date -u +%FT%T.000+00:00)" "$SLURM_JOB_ID" \\
-    >> "$PTM_RUN/events.jsonl"
+note requeue
 echo "$(date +%T) not finished: back to the queue"
-scontrol requeue "$SLURM_JOB_ID\""""
+trap '' TERM
+scontrol requeue "$SLURM_JOB_ID"
+# Nodes that were found to be bad are not wanted again; Slurm takes that only from a job that waits.
+BAD=$(sort -u "$PTM_RUN/slurm/bad-nodes" 2>/dev/null | paste -sd, -)
+[ -z "$BAD" ] || for _ in 1 2 3 4 5 6 7 8 9 10; do
+    scontrol update jobid="$SLURM_JOB_ID" ExcNodeList="$BAD" 2>/dev/null && break
+    sleep 0.3
+done"""
 
 
 @dataclass(frozen=True)
@@ -98,8 +156,7 @@ class JobScript:
         run: absolute run directory.
         work: absolute folder from which relative paths of the recipe count.
         recipe: absolute file with the resolved recipe.
-        nodes: least and most nodes to ask for.
-        usable: numbers of nodes that the layout can use, within `nodes`.
+        nodes: least and most nodes to compute on.
         profile: the cluster.
         python: of every process, in the container if there is one.
     """
@@ -109,21 +166,34 @@ class JobScript:
     work: Path
     recipe: Path
     nodes: tuple[int, int]
-    usable: tuple[int, ...]
     profile: ClusterProfile
     python: str
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the job outlives the loss of a node."""
+        least, most = self.nodes
+        return self.profile.no_kill if self.profile.no_kill is not None else least < most
+
     def text(self) -> str:
         """The script that sbatch takes."""
+        least, most = self.nodes
         values = {
             "run": shlex.quote(str(self.run)),
-            "usable": " ".join(map(str, sorted(self.usable, reverse=True))),
-            "srun": " \\\n    ".join(self._srun()),
+            "agents": " \\\n        ".join(self._agents()),
+            "coordinator": " \\\n    ".join(self._coordinator()),
+            "least": str(least),
+            "most": str(most),
+            "each": str(self.profile.processes_per_node),
+            "grow_seconds": str(self.profile.grow_seconds),
+            "joiner_comment": _quoted(f"{JOINER_PREFIX}{self.run}"),
+            "requeue_code": str(REQUEUE_CODE),
             "requeue": _REQUEUE if self.profile.requeue else 'exit "$CODE"',
         }
         options = "".join(f"#SBATCH {option}\n" for option in self._options())
         before = Template(_HEAD + _SIGNALS).substitute(values)
-        after = Template(_NODES + _RUN + _ENDING).substitute(values)
+        parts = [_JOIN, *([_SUCCESSOR] if self.is_elastic else []), _RUN, _GROW if self.is_elastic else _WAIT, _ENDING]
+        after = Template("".join(parts)).substitute(values)
         return f"#!/bin/bash\n{options}{before}{self._surroundings()}{after}"
 
     def _options(self) -> Iterator[str]:
@@ -152,7 +222,7 @@ class JobScript:
             yield "--exclusive"
         yield f"--signal=B:USR1@{profile.signal_seconds}"
         yield "--requeue" if profile.requeue else "--no-requeue"
-        if profile.no_kill:
+        if self.is_elastic:
             yield "--no-kill"
         yield from profile.options
 
@@ -167,34 +237,42 @@ class JobScript:
             lines += ["", *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
         return "".join(f"{line}\n" for line in lines)
 
-    def _srun(self) -> Iterator[str]:
+    def _agents(self) -> Iterator[str]:
+        each = self.profile.processes_per_node
+        yield 'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none'
+        # An agent has the cores of all its processes; sbatch's own number is not passed on since Slurm 22.05.
+        cores = [] if self.profile.cpus_per_task is None else [f"--cpus-per-task={each * self.profile.cpus_per_task}"]
+        yield " ".join(["--kill-on-bad-exit=0", *(["--no-kill"] if self.is_elastic else []), *cores])
+        logs = shlex.quote(str(self.run / "logs"))
+        yield from self._in_container(
+            f"{shlex.quote(self.python)} -m launcher.elastic.keeper {logs} --processes {each}"
+        )
+
+    def _coordinator(self) -> Iterator[str]:
+        command = f"{shlex.quote(self.python)} -m launcher.slurm.coordinate {shlex.quote(str(self.recipe))}"
+        if self.profile.container is not None and self.profile.container.kind == "pyxis":
+            yield "srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --relative=0 --cpu-bind=none"
+        yield from self._in_container(command)
+
+    def _in_container(self, command: str) -> Iterator[str]:
+        """A command in the image; with pyxis these are options of the srun before it."""
         profile, container = self.profile, self.profile.container
-        each = profile.processes_per_node
-        yield f'srun --nodes="$NODES" --ntasks="$((NODES * {each}))" --ntasks-per-node={each} --relative=0'
-        # Other processes of a broken step wait for it in vain.
-        yield "--kill-on-bad-exit=1"
-        if profile.cpus_per_task is not None:
-            # sbatch's own is not passed on since Slurm 22.05.
-            yield f"--cpus-per-task={profile.cpus_per_task}"
-        if profile.no_kill:
-            yield "--no-kill"
-        task = f"{shlex.quote(self.python)} -m launcher.slurm.task {shlex.quote(str(self.recipe))}"
         if container is None:
-            yield task
+            yield command
         elif container.kind == "pyxis":
             yield f"--container-image={shlex.quote(container.image)}"
             if container.mounts:
                 yield f"--container-mounts={shlex.quote(','.join(container.mounts))}"
             yield f"--container-workdir={shlex.quote(str(self.work))}"
             yield from container.options
-            yield task
+            yield command
         else:
             gpus = ["--nv"] if profile.gpus_per_node is not None else []
             binds = [f"--bind {shlex.quote(mount)}" for mount in container.mounts]
             yield " ".join(["apptainer exec", *gpus, *binds, f"--pwd {shlex.quote(str(self.work))}"])
             yield from container.options
             yield shlex.quote(container.image)
-            yield task
+            yield command
 
 
 def _quoted(value: str) -> str:

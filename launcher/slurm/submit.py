@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from launcher.elastic.layouts import Fit, fit
 from launcher.slurm.profile import ClusterProfile
 from launcher.slurm.queue import Job, find_job, hand_in
 from launcher.slurm.script import JobScript
 from ptm_dist.checkpoint.files import write_atomically
-from ptm_dist.errors import LayoutError, RunDirectoryError
+from ptm_dist.errors import RunDirectoryError
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.loading import dump_recipe
 from ptm_dist.recipe.schema import Recipe
@@ -50,42 +51,42 @@ def job_script(recipe: Recipe, nodes: tuple[int, int], profile: ClusterProfile) 
         work=Path.cwd(),
         recipe=run / SLURM_FOLDER / "recipe.yaml",
         nodes=nodes,
-        usable=tuple(usable_nodes(recipe, nodes, profile.processes_per_node)),
         profile=profile,
         python=profile.python or ("python" if profile.container is not None else sys.executable),
     )
 
 
-def usable_nodes(recipe: Recipe, nodes: tuple[int, int], processes: int) -> Iterable[int]:
-    """Numbers of nodes on which a recipe's layout works; `processes` on each node.
+def fits(recipe: Recipe, nodes: tuple[int, int], processes: int) -> dict[int, Fit]:
+    """What the run would be on each number of nodes that it may get, by that number.
 
-    Raises: LayoutError if the least number is none of them, as a job may get no more; RecipeError for other mistakes.
+    Args:
+        recipe: as loaded.
+        nodes: least and most. If they are one number, the recipe's own layout must use them all.
+        processes: on each node.
+
+    Raises: LayoutError if no layout works on the least number; RecipeError for other mistakes.
     """
     least, most = nodes
-    check_recipe(recipe, least * processes, tokenizer_vocab_size=None)
-    for count in range(least, most + 1):
-        try:
-            check_recipe(recipe, count * processes, tokenizer_vocab_size=None)
-        except LayoutError:
-            continue
-        yield count
+    if least == most:
+        check_recipe(recipe, least * processes, tokenizer_vocab_size=None)
+    return {count: fit(recipe, count * processes) for count in range(least, most + 1)}
 
 
-def check(recipe: Recipe, script: JobScript) -> None:
+def check(script: JobScript, fits: Mapping[int, Fit]) -> None:
     """All that can be known to be wrong with the run, on every number of nodes; writes nothing into its directory."""
     with tempfile.TemporaryDirectory() as folder:
-        beside = recipe.model_copy(update={"run_dir": Path(folder)})
-        for count in script.usable:
-            preflight(beside, count * script.profile.processes_per_node)
+        for fitted in fits.values():
+            preflight(fitted.recipe.model_copy(update={"run_dir": Path(folder) / script.name}), fitted.world_size)
 
 
-def submit(recipe: Recipe, script: JobScript) -> int:
+def submit(recipe: Recipe, script: JobScript, fits: Mapping[int, Fit]) -> int:
     """Check a run, write its job into its directory and hand it in; returns the number of the job.
 
     Raises: UserError for what `ptm train` would refuse, if the run is alive already, or if Slurm refuses.
     """
-    check(recipe, script)
-    preflight(recipe, script.usable[0] * script.profile.processes_per_node)
+    check(script, fits)
+    least = fits[script.nodes[0]]
+    preflight(least.recipe, least.world_size)
     directory = RunDirectory(script.run)
     job = last_job(directory)
     if job is not None and job.is_alive:

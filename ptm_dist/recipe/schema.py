@@ -412,8 +412,20 @@ class LaunchSection(Section):
     """auto: CUDA when there is a device."""
     deterministic: bool = True
     """Choose algorithms that give the same bits each time, which a bit-exact resume needs; costs speed on CUDA."""
-    max_restarts: NonNegativeInt = 0
-    """Times that `ptm train --nproc` restarts failed workers."""
+    max_restarts: NonNegativeInt = 3
+    """Starts in a row after which no new step was done, until a run that fails again and again is given up."""
+    hang_seconds: PositiveFloat = 600.0
+    """Seconds in which no process makes progress between its first step and its last, after which all start again."""
+    start_seconds: PositiveFloat = 1800.0
+    """The same while processes build, load or save."""
+    stopped_seconds: PositiveFloat = 60.0
+    """Seconds that a process may be stopped by somebody (SIGSTOP, a debugger), after which all start again."""
+    silence_seconds: PositiveFloat = 15.0
+    """Seconds without a word from a node after which the run goes on without it."""
+    gather_seconds: PositiveFloat = 300.0
+    """Seconds to wait at the start for all nodes, before the run begins with fewer of them."""
+    wait_seconds: PositiveFloat = 600.0
+    """Seconds to wait for nodes when there are too few."""
     stop_at_step: PositiveInt | None = None
     """Checkpoint and leave after this step, as if interrupted there."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,14 +22,20 @@ from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.recipe.schema import CheckpointSection, Recipe
 from ptm_dist.training.intervals import IntervalAdvice
 from ptm_dist.training.journal import Journal
+from ptm_dist.training.link import Phase
 from ptm_dist.training.machine import Machine
 from ptm_dist.training.metrics import Interval
 from ptm_dist.training.signals import StopFlag
 from ptm_dist.training.trainer import Callback, StepRecord, Trainer
 
+MAKES_WAY = "another world"
+"""Stop reason of a life that ends so that the run goes on at once on other processes."""
+
 
 class StopOnSignal(Callback):
-    """Stops all ranks after the same step when one of them was given a stop signal.
+    """Stops all ranks after the same step when one of them was given a stop signal, or asked to make way.
+
+    To make way costs no checkpoint of its own: it waits for the next one, unless there is none before the end.
 
     Args:
         flag: of this process.
@@ -44,12 +50,33 @@ class StopOnSignal(Callback):
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Ask around."""
-        (number,) = self._control.maxima(float(self._flag.number))
+        number, asked = self._control.maxima(float(self._flag.number), float(trainer.link.is_asked_to_leave()))
+        if asked and _is_save_due(trainer.recipe.checkpoint, record.step):
+            trainer.stop(MAKES_WAY)
         if number:
             name = signal.Signals(int(number)).name
             self._journal.event("signal", signal=name, step=record.step)
             self._journal.say(f"{name}: checkpoint after step {record.step}, then stop")
             trainer.stop(name)
+
+
+def _is_save_due(section: CheckpointSection, step: int) -> bool:
+    intervals = [every for every in (section.every, section.keep_every) if every]
+    return not intervals or any(step % every == 0 for every in intervals)
+
+
+class FirstStep(Callback):
+    """Notes when a life of a run has done its first step."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._is_done = False
+
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
+        """Note it, once."""
+        if not self._is_done:
+            self._is_done = True
+            self._journal.event("first_step", step=record.step, step_seconds=record.seconds)
 
 
 class StopAtStep(Callback):
@@ -129,7 +156,7 @@ class Validation(Callback):
         if record.step % self._every != 0 and not trainer.is_finished:
             return
         started = time.perf_counter()
-        result = trainer.engine.evaluate(self._batches(record.step))
+        result = trainer.engine.evaluate(_reported(self._batches(record.step), trainer))
         self._best_loss = min(self._best_loss, result.loss)
         self._last_step = record.step
         self._figures = {
@@ -146,6 +173,13 @@ class Validation(Callback):
             "seconds": time.perf_counter() - started,
         }
         self._journal.write(row)
+
+
+def _reported(batches: Iterable[StepBatch], trainer: Trainer) -> Iterator[StepBatch]:
+    """The same batches; each one is a sign of life."""
+    for batch in batches:
+        trainer.report(Phase.VALIDATE)
+        yield batch
 
 
 class Checkpointing(Callback):

@@ -8,7 +8,7 @@ from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.recipe.schema import Recipe
 from ptm_dist.training.console import ConsoleSink
 from ptm_dist.training.metrics import JsonLines, Row, Sink, TensorBoard, drop_rows_after
-from ptm_dist.training.run_directory import RunDirectory
+from ptm_dist.training.run_directory import RunDirectory, timestamp
 
 
 class Journal:
@@ -38,7 +38,7 @@ class Journal:
             self._console.say(text)
 
     def open_rows(self, start_step: int) -> None:
-        """Get ready for rows of the steps behind `start_step`; earlier rows of those steps are dropped."""
+        """Get ready for rows of the steps behind `start_step`; earlier rows of those steps move out."""
         if not self._writes:
             return
         drop_rows_after(self._directory.metrics, start_step)
@@ -47,7 +47,8 @@ class Journal:
             self._sinks.append(TensorBoard(self._directory.tensorboard, start_step))
 
     def write(self, row: Row) -> None:
-        """Give a row to the screen, the file and TensorBoard."""
+        """Give a row, with the time, to the screen, the file and TensorBoard."""
+        row = {**row, "time": timestamp()}
         for sink in self._sinks:
             sink.write(row)
 

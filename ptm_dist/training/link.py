@@ -7,22 +7,22 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """What a process is at, in the order of a run's life and of a step."""
+    """What a process is at, in the order of a life; between two steps, from the end of one to the next."""
 
     BUILD = "build"
     """Meets the others, builds its part of the model."""
     LOAD = "load"
     """Reads a checkpoint."""
+    BETWEEN = "between"
+    """Everything after a step that has no phase of its own."""
+    VALIDATE = "validate"
+    """Measures the validation loss; said again with each batch."""
+    SAVE = "save"
+    """Writes a checkpoint, as far as the step loop waits for it."""
     DATA = "data"
     """Waits for the batch of its next step."""
     STEP = "step"
     """Computes it."""
-    BETWEEN = "between"
-    """Everything after it that has no phase of its own."""
-    VALIDATE = "validate"
-    """Measures the validation loss."""
-    SAVE = "save"
-    """Writes a checkpoint, as far as the step loop waits for it."""
     END = "end"
     """Has made its last step."""
 

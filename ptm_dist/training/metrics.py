@@ -156,12 +156,23 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Remove the rows of steps that a resumed run will compute again, all or none of them."""
-    kept = [row for row in read_rows(path) if row["step"] <= step]
+    """Move the rows of steps that a resumed run will compute again to :func:`lost_rows_path`, all or none of them."""
+    rows, lost = read_rows(path), lost_rows_path(path)
+    kept = [json.dumps(row) for row in rows if row["step"] <= step]
+    dropped = [json.dumps(row) for row in rows if row["step"] > step]
     try:
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if dropped:
+            # Without doubles: a kill before the next line leaves the same rows to be moved once more.
+            lines = dict.fromkeys([*(json.dumps(row) for row in read_rows(lost)), *dropped])
+            write_atomically(lost, "".join(f"{line}\n" for line in lines))
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
     except OSError as error:
         raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+
+
+def lost_rows_path(path: Path) -> Path:
+    """Beside ``metrics.jsonl`` the file with the rows of thrown away work, ``metrics.lost.jsonl``."""
+    return path.with_stem(f"{path.stem}.lost")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from ptm_dist.parallel.control import ControlGroup, control_group
 from ptm_dist.training.world import World
@@ -50,6 +51,6 @@ def process_group(world: World, device: torch.device) -> Iterator[ControlGroup]:
         dist.destroy_process_group()
 
 
-def _meeting_place(world: World) -> dist.Store:
+def _meeting_place(world: World) -> TCPStore:
     is_host = world.rank == 0 and not world.has_store
-    return dist.TCPStore(world.master_addr, world.master_port, world.world_size, is_host, wait_for_workers=False)
+    return TCPStore(world.master_addr, world.master_port, world.world_size, is_host, wait_for_workers=False)

@@ -23,9 +23,18 @@ from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
 from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
 from ptm_dist.recipe.schema import Recipe
-from ptm_dist.training.callbacks import Checkpointing, StopAtStep, StopOnSignal, TrainRows, Validation
+from ptm_dist.training.callbacks import (
+    MAKES_WAY,
+    Checkpointing,
+    FirstStep,
+    StopAtStep,
+    StopOnSignal,
+    TrainRows,
+    Validation,
+)
 from ptm_dist.training.data import RecipeData
 from ptm_dist.training.journal import Journal
+from ptm_dist.training.link import Link, NoLink, Phase
 from ptm_dist.training.machine import Machine, machine_of
 from ptm_dist.training.metrics import read_rows
 from ptm_dist.training.processes import choose_device, make_deterministic, process_group
@@ -35,6 +44,8 @@ from ptm_dist.training.run_directory import RunDirectory
 from ptm_dist.training.signals import StopFlag, stop_signals
 from ptm_dist.training.trainer import Progress, StepRecord, Trainer
 from ptm_dist.training.world import World
+
+_DYING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,11 @@ class RunSummary:
         """Whether the run has all its steps."""
         return self.step >= self.total_steps
 
+    @property
+    def makes_way(self) -> bool:
+        """Whether this life ended so that the run goes on at once on other processes."""
+        return self.stop_reason == MAKES_WAY
+
 
 @dataclass(frozen=True)
 class _Life:
@@ -84,9 +100,11 @@ class _Life:
     data: RecipeData
     engine: Engine
     store: CheckpointStore
+    link: Link
+    began: float
 
 
-def run(recipe: Recipe, world: World) -> RunSummary:
+def run(recipe: Recipe, world: World, link: Link | None = None) -> RunSummary:
     """Train a recipe from where its run directory stands, to its end or to a stop; collective.
 
     Call :func:`ptm_dist.training.preflight.preflight` in one process before. SIGINT and SIGTERM make all ranks
@@ -96,19 +114,23 @@ def run(recipe: Recipe, world: World) -> RunSummary:
     Args:
         recipe: what to train and where.
         world: this process and the others.
+        link: to whoever watches over this process.
 
     Raises:
         UserError: what the user can mend, the same on every rank.
     """
     started = time.monotonic()
+    link = link or NoLink()
+    link.report(Phase.BUILD, 0)
     device = choose_device(recipe.launch.device, world.local_rank)
     if recipe.launch.deterministic:
         make_deterministic()
     with stop_signals() as flag, process_group(world, device) as control:
         directory = RunDirectory(recipe.directory)
         control.from_first(lambda: directory.prepare(recipe))
-        with _owned(directory, control):
-            life = _build(recipe, device, control, directory)
+        with _owned(directory, control, is_watched=not isinstance(link, NoLink)):
+            life = _build(recipe, device, control, directory, link, started)
+            link.report(Phase.LOAD, 0)
             info = resume(recipe, life.engine, life.store, life.data.fingerprint, control, life.journal)
             trainer, last = _train(life, info, flag)
     start_step = info.step if info is not None else 0
@@ -116,22 +138,27 @@ def run(recipe: Recipe, world: World) -> RunSummary:
 
 
 @contextmanager
-def _owned(directory: RunDirectory, control: ControlGroup) -> Iterator[None]:
-    """The lock of the first rank, and what an owner does: sweep, and note how it failed."""
+def _owned(directory: RunDirectory, control: ControlGroup, is_watched: bool) -> Iterator[None]:
+    """The lock of the first rank, and what an owner does: sweep, and note how it failed.
+
+    Where somebody watches, that one notes failures, and an earlier owner may still be dying.
+    """
     with ExitStack() as stack:
-        lock = directory.locked() if control.is_first else nullcontext()
+        lock = directory.locked(_DYING_SECONDS if is_watched else 0.0) if control.is_first else nullcontext()
         control.together(lambda: stack.enter_context(lock))
         control.from_first(lambda: sweep(directory.checkpoints))
         try:
             yield
         except BaseException as error:
-            if control.is_first:
+            if control.is_first and not is_watched:
                 with suppress(RunDirectoryError):  # the failure itself matters more than its note
                     directory.event("failure", error=f"{type(error).__name__}: {error}")
             raise
 
 
-def _build(recipe: Recipe, device: torch.device, control: ControlGroup, directory: RunDirectory) -> _Life:
+def _build(
+    recipe: Recipe, device: torch.device, control: ControlGroup, directory: RunDirectory, link: Link, began: float
+) -> _Life:
     layout = resolve_layout(recipe.layout, control.size)
     return _Life(
         recipe=recipe,
@@ -143,6 +170,8 @@ def _build(recipe: Recipe, device: torch.device, control: ControlGroup, director
         data=control.together(lambda: RecipeData(recipe)),
         engine=build_engine(recipe, layout, device),
         store=CheckpointStore(directory.checkpoints, control),
+        link=link,
+        began=began,
     )
 
 
@@ -157,15 +186,18 @@ def _train(life: _Life, info: CheckpointInfo | None, flag: StopFlag) -> tuple[Tr
     describe = partial(_describe, life, quarantine)
     checkpointing = Checkpointing(life.store, control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
-    callbacks = (StopOnSignal(flag, control, journal), stop_at_step, rows, validation, checkpointing)
-    trainer = Trainer(engine, recipe, progress, [callback for callback in callbacks if callback is not None])
+    stop_on_signal, first_step = StopOnSignal(flag, control, journal), FirstStep(journal)
+    callbacks = (stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
+    present = [callback for callback in callbacks if callback is not None]
+    trainer = Trainer(engine, recipe, progress, present, life.link)
     try:
         journal.open_rows(progress.step)
         _announce(life, machine, progress)
         trainer.run(_batches(life, progress.step, quarantine))
         for source, statistics in life.data.cache_statistics().items():
             journal.event("cache", source=source, **asdict(statistics))
-        journal.event("finish" if trainer.is_finished else "stop", step=progress.step)
+        reason = {} if trainer.is_finished else {"reason": trainer.stop_reason}
+        journal.event("finish" if trainer.is_finished else "stop", step=progress.step, **reason)
     finally:
         journal.close()
         engine.close()
@@ -177,7 +209,8 @@ def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
     layout, step, size = life.layout.describe(), progress.step, life.control.size
     parameters = sum(math.prod(shape) for shape in parameter_shapes(life.recipe.model).values())
     starts = [row for row in read_rows(life.directory.events) if row["event"] == "start"]
-    life.journal.event("start", step=step, layout=layout, world_size=size)
+    seconds = time.monotonic() - life.began
+    life.journal.event("start", step=step, layout=layout, world_size=size, seconds=seconds)
     if starts and starts[-1]["layout"] != layout:
         life.journal.event("layout_change", step=step, before=starts[-1]["layout"], after=layout)
     life.journal.write(

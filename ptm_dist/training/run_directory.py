@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LOGS = "logs"
 LOCK_FILE = ".lock"
+_POLL_SECONDS = 0.2
 
 
 class RunDirectory:
@@ -59,15 +61,18 @@ class RunDirectory:
             write_atomically(self.recipe, dump_recipe(recipe))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Keep other runs out while the body runs; the system lets go when the process dies.
 
-        Raises: RunDirectoryError if another live process holds it.
+        Args:
+            patience: seconds to wait for another process that holds it.
+
+        Raises: RunDirectoryError if another live process holds it after that time.
         """
         with self._writing():
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._take(descriptor)
+            self._take(descriptor, time.monotonic() + patience)
             os.truncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
@@ -76,7 +81,7 @@ class RunDirectory:
 
     def event(self, kind: str, **values: Any) -> None:
         """Append what happened, with the time (UTC, ISO 8601), to ``events.jsonl``; on disk on return."""
-        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **values}
+        row = {"time": timestamp(), "event": kind, **values}
         with self._writing(), self.events.open("ab+") as stream:
             stream.write(f"{_line_break(stream.tell(), self.events)}{json.dumps(row)}\n".encode())
             stream.flush()
@@ -95,18 +100,25 @@ class RunDirectory:
                 "or remove it"
             )
 
-    def _take(self, descriptor: int) -> None:
+    def _take(self, descriptor: int, deadline: float) -> None:
+        while not self._is_taken(descriptor):
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                raise RunDirectoryError(
+                    f"{self.path} is in use by {holder or 'another process'}; wait for it, stop it, or choose another "
+                    "name or run_dir"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _is_taken(self, descriptor: int) -> bool:
         try:
             # A record lock: unlike flock's it is not shared with forked data loaders that outlive a kill.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise RunDirectoryError(f"cannot lock {self.path}: {error.strerror}") from error
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            raise RunDirectoryError(
-                f"{self.path} is in use by {holder or 'another process'}; wait for it, stop it, or choose another "
-                "name or run_dir"
-            ) from None
+            return False
+        return True
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -117,6 +129,11 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"cannot write to the run directory {self.path}: {reason}; choose another run_dir or mend this one"
             ) from error
+
+
+def timestamp() -> str:
+    """Now, as it stands in the files of a run: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _line_break(size: int, path: Path) -> str:

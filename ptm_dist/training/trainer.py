@@ -14,6 +14,7 @@ from ptm_dist.engines.engine import Engine, StepResult
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.phases import tokens_before
 from ptm_dist.recipe.schema import Recipe
+from ptm_dist.training.link import Link, NoLink, Phase
 
 T = TypeVar("T")
 
@@ -83,13 +84,22 @@ class Trainer:
         recipe: names the learning rate and the length of the run.
         progress: where the run stands; moved on with every step.
         callbacks: called in this order.
+        link: told what this process is at.
     """
 
-    def __init__(self, engine: Engine, recipe: Recipe, progress: Progress, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        recipe: Recipe,
+        progress: Progress,
+        callbacks: Sequence[Callback],
+        link: Link | None = None,
+    ) -> None:
         self.engine = engine
         self.recipe = recipe
         self.progress = progress
         self.callbacks = callbacks
+        self.link = link or NoLink()
         self.stop_reason: str | None = None
 
     @property
@@ -101,6 +111,10 @@ class Trainer:
         """Leave after this step; the callbacks behind the caller's still see it."""
         self.stop_reason = self.stop_reason or reason
 
+    def report(self, phase: Phase) -> None:
+        """Say what begins now."""
+        self.link.report(phase, self.progress.step)
+
     def run(self, batches: Iterable[StepBatch]) -> None:
         """Go through `batches`, which begin at the step where the run stands.
 
@@ -108,12 +122,17 @@ class Trainer:
         """
         for callback in self.callbacks:
             callback.on_start(self)
+        self.report(Phase.DATA)
         for batch, waited in _timed(batches):
+            self.report(Phase.STEP)
             record = self._step(batch, waited)
+            self.report(Phase.BETWEEN)
             for callback in self.callbacks:
                 callback.on_step(self, record)
             if self.stop_reason is not None:
                 break
+            self.report(Phase.DATA)
+        self.report(Phase.END)
         for callback in self.callbacks:
             callback.on_end(self)
 

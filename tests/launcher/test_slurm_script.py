@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from launcher.failures import Failure, Kind, write_failure
-from launcher.slurm.first_error import first_error
+from launcher.first_error import first_error
 from launcher.slurm.profile import ProfileError, load_profile
 from launcher.slurm.script import JobScript
+from ptm_dist.training.run_directory import RunDirectory
 from tests.slurm.cluster import slurm  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +20,13 @@ PROFILES = sorted((ROOT / "configs" / "cluster").glob("*.yaml"))
 NO_CHANGES: dict[str, str | None] = {}
 
 
-def script(profile: Path, nodes: tuple[int, int] = (2, 2), usable: tuple[int, ...] = (2,)) -> str:
+def script(profile: Path, nodes: tuple[int, int] = (2, 2)) -> str:
     return JobScript(
         name="gpt2",
         run=Path("/shared/my runs/gpt2"),
         work=Path("/home/me"),
         recipe=Path("/shared/my runs/gpt2/slurm/recipe.yaml"),
         nodes=nodes,
-        usable=usable,
         profile=load_profile(profile, NO_CHANGES),
         python="python",
     ).text()
@@ -36,10 +36,15 @@ def options(text: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
 
 
-def step(text: str) -> str:
-    """The command that starts the processes, in one line."""
-    lines = text.split("\nsrun ")[1].split(" &\n", maxsplit=1)[0]
-    return "srun " + lines.replace(" \\\n    ", " ")
+def agents(text: str) -> str:
+    """The command that starts an agent on every node, in one line."""
+    return " ".join(text.split("\nagents() {\n")[1].split("\n}\n", maxsplit=1)[0].replace("\\\n", " ").split())
+
+
+def coordinator(text: str) -> str:
+    """The command that starts the coordinator, in one line."""
+    lines = text.split("after a failure.\n")[1].split(" &\n", maxsplit=1)[0]
+    return " ".join(lines.replace("\\\n", " ").split())
 
 
 def profile_of(folder: Path, values: str) -> Path:
@@ -57,7 +62,7 @@ def test_every_example_of_a_cluster_gives_a_script_that_bash_reads(profile):
 
 
 def test_a_gpu_node_with_pyxis_gets_a_process_per_gpu_in_the_image():
-    text = script(ROOT / "configs" / "cluster" / "h100-pyxis.yaml", (2, 8), (2, 4, 8))
+    text = script(ROOT / "configs" / "cluster" / "h100-pyxis.yaml", (2, 8))
     assert options(text) == [
         "--job-name=gpt2",
         "--comment='ptm:/shared/my runs/gpt2'",
@@ -74,34 +79,47 @@ def test_a_gpu_node_with_pyxis_gets_a_process_per_gpu_in_the_image():
         "--exclusive",
         "--signal=B:USR1@300",
         "--requeue",
+        "--no-kill",
     ]
-    assert "for count in 8 4 2; do" in text
     assert "export NCCL_IB_HCA=mlx5\n" in text
     assert "export OMP_NUM_THREADS=12\n" in text
-    assert step(text) == (
-        'srun --nodes="$NODES" --ntasks="$((NODES * 8))" --ntasks-per-node=8 --relative=0 --kill-on-bad-exit=1 '
-        "--cpus-per-task=12 --container-image=/shared/images/ptm-dist.sqsh --container-mounts=/shared:/shared "
+    container = (
+        "--container-image=/shared/images/ptm-dist.sqsh --container-mounts=/shared:/shared "
         "--container-workdir=/home/me --no-container-mount-home "
-        "python -m launcher.slurm.task '/shared/my runs/gpt2/slurm/recipe.yaml'"
+    )
+    assert agents(text) == (
+        'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none '
+        f"--kill-on-bad-exit=0 --no-kill --cpus-per-task=96 {container}"
+        "python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 8"
+    )
+    assert coordinator(text) == (
+        "srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --relative=0 --cpu-bind=none "
+        f"{container}python -m launcher.slurm.coordinate '/shared/my runs/gpt2/slurm/recipe.yaml' "
+        '--nodes 2:8 --expect "$SLURM_JOB_NUM_NODES" --host "${ADDRESS:-$FIRST}"'
     )
 
 
 def test_apptainer_stands_before_python_and_modules_before_the_run():
     text = script(ROOT / "configs" / "cluster" / "a100-apptainer.yaml")
     assert "--gres=gpu:4" in options(text)
-    assert text.index("module load apptainer") < text.index("\nsrun ")
-    assert step(text).endswith(
-        "apptainer exec --nv --bind /shared --pwd /home/me /shared/images/ptm-dist.sif "
-        "python -m launcher.slurm.task '/shared/my runs/gpt2/slurm/recipe.yaml'"
-    )
+    assert text.index("module load apptainer") < text.index("\nagents() {")
+    image = "apptainer exec --nv --bind /shared --pwd /home/me /shared/images/ptm-dist.sif "
+    assert agents(text).endswith(f"{image}python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 4")
+    assert coordinator(text).startswith(f"{image}python -m launcher.slurm.coordinate ")
 
 
 def test_a_cluster_may_neither_requeue_nor_kill(tmp_path):
     values = {"requeue": False, "no_kill": True, "options": ["--switches=1"]}
     text = script(profile_of(tmp_path, yaml.safe_dump(values)))
     assert options(text)[-3:] == ["--no-requeue", "--no-kill", "--switches=1"]
-    assert "--no-kill" in step(text)
+    assert "--no-kill" in agents(text)
     assert "scontrol requeue" not in text
+
+
+def test_a_job_of_a_fixed_number_of_nodes_ends_with_any_of_them(tmp_path):
+    text = script(profile_of(tmp_path, "tasks_per_node: 1"))
+    assert "--no-kill" not in text
+    assert "SUCCESSOR" not in text
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_mistakes_are_refused_before_anything_is_written_or_submitted(ptm, works
         refused = ptm("submit", recipe, "--cluster", cluster, "--nodes", nodes)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert f"--nodes {nodes}: give a number" in refused.err
-    layout = ptm("submit", recipe, "--cluster", cluster, "--nodes", "3:4", "layout.tensor_parallel=2")
+    layout = ptm("submit", recipe, "--cluster", cluster, "--nodes", "3", "layout.tensor_parallel=2")
     assert layout.code == 2
     assert "layout.tensor_parallel=2" in layout.err
     assert "3 processes" in layout.err
@@ -172,21 +190,21 @@ def test_a_dry_run_asks_slurm_and_leaves_nothing(ptm, workspace, slurm):  # noqa
 
 
 def test_the_first_error_is_a_ranks_own_and_not_that_of_those_who_lost_it(tmp_path):
-    assert first_error(tmp_path, None) is None
-    write_failure(tmp_path, Failure(0, 5.0, Kind.COLLATERAL, "connection closed by peer"))
-    job_log = tmp_path / "slurm-1.log"
-    job_log.write_text(
-        "2026-01-01 00:00:00 job 1, life 0, on n[1-2]\nsrun: error: n1: task 3: Killed\n"
-        "2026-01-01 00:09:00 job 1, life 1, on n[1-2]\n"
-        "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: tasks 1-2: Segmentation fault\n"
-    )
-    found = first_error(tmp_path, job_log)
-    assert found is not None
-    assert found.message == "rank 1 was killed by SIGSEGV on node n2"
-    write_failure(tmp_path, Failure(2, 9.0, Kind.ERROR, "ValueError: wrong"))
-    own = first_error(tmp_path, job_log)
+    directory = RunDirectory(tmp_path)
+    directory.logs.mkdir()
+    assert first_error(directory) is None
+    write_failure(directory.logs, Failure(0, 5.0, Kind.COLLATERAL, "connection closed by peer"))
+    write_failure(directory.logs, Failure(2, 9.0, Kind.ERROR, "ValueError: wrong", "traceback"))
+    own = first_error(directory)
     assert own is not None
     assert (own.rank, own.message) == (2, "ValueError: wrong")
+    noted = {"rank": 2, "node": "n7", "failure": "error", "place": "in phase data after step 3"}
+    directory.event("failure", step=3, cause="killed", **noted)
+    directory.event("failure", step=3, cause="ValueError: wrong", **noted)
+    newest = first_error(directory)
+    assert newest is not None
+    assert newest.headline() == "rank 2 on n7 (in phase data after step 3): ValueError: wrong"
+    assert newest.traceback == "traceback"
 
 
 @pytest.mark.parametrize("command", ["submit", "status", "logs", "stop"])

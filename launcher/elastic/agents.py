@@ -1,0 +1,96 @@
+"""The programs that a launch command starts, one for each node: keepers of agents, here or elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+_END_SECONDS = 10.0
+_MOST_STARTS = 5
+_CALM_SECONDS = 60.0
+
+
+class Agents(Protocol):
+    """What a coordinator knows of those that started its agents."""
+
+    def tend(self) -> Sequence[str]:
+        """Look after them, often; gives the nodes whose program was started again just now."""
+        ...
+
+    def may_come(self) -> bool:
+        """Whether an agent that is not there yet may still come."""
+        ...
+
+    def end(self) -> None:
+        """The coordinator has said goodbye to all agents."""
+        ...
+
+
+class Elsewhere:
+    """Somebody else started the agents, and may start more."""
+
+    def tend(self) -> Sequence[str]:
+        """Nothing to do."""
+        return ()
+
+    def may_come(self) -> bool:
+        """Always."""
+        return True
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+@dataclass
+class _Program:
+    process: subprocess.Popen[bytes]
+    starts: list[float] = field(default_factory=lambda: [time.monotonic()])
+
+    def may_start_again(self) -> bool:
+        recent = [when for when in self.starts if time.monotonic() - when < _CALM_SECONDS]
+        return len(recent) < _MOST_STARTS
+
+
+class Started:
+    """Programs that this process started, and starts again when they die, if they do not die again and again.
+
+    Args:
+        commands: by node.
+        environment: of all of them.
+    """
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
+        self._commands = commands
+        self._environment = dict(environment)
+        self._programs = {node: _Program(self._start(node)) for node in commands}
+
+    def tend(self) -> Sequence[str]:
+        """Start again what has died."""
+        again = []
+        for node, program in self._programs.items():
+            if program.process.poll() is not None and program.may_start_again():
+                program.process = self._start(node)
+                program.starts.append(time.monotonic())
+                again.append(node)
+        return again
+
+    def may_come(self) -> bool:
+        """Whether a program lives."""
+        return any(program.process.poll() is None for program in self._programs.values())
+
+    def end(self) -> None:
+        """Wait for all to end, as they do when the coordinator has said goodbye; kill those that do not."""
+        deadline = time.monotonic() + _END_SECONDS
+        for program in self._programs.values():
+            with suppress(subprocess.TimeoutExpired):
+                program.process.wait(max(0.0, deadline - time.monotonic()))
+            if program.process.poll() is None:
+                program.process.kill()
+                program.process.wait()
+
+    def _start(self, node: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._commands[node], env=self._environment, stdin=subprocess.DEVNULL)

@@ -1,0 +1,115 @@
+"""The keeper of an agent: `python -m launcher.elastic.keeper LOGS ...`. It starts it again when it dies or hangs.
+
+It takes the agent's options and passes them on. What dies with the whole node is not its matter: the coordinator
+notices. An agent that died alone takes seconds to come back; the coordinator is told, so that it waits for it rather
+than go on without the node.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from launcher.elastic.address import connect
+
+_TICK_SECONDS = 0.05
+_SILENCE_SECONDS = 20.0
+_SLOW_START_SECONDS = 300.0
+_TELL_SECONDS = 2.0
+_TOO_SOON_SECONDS = 2.0
+_MOST_IN_A_ROW = 5
+
+
+class Keeper:
+    """Keeps one agent alive.
+
+    Args:
+        options: of the agent; the first one is the folder of logs.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Start the agent until it ends by itself; returns its exit code."""
+        in_a_row = 0
+        while True:
+            began = time.monotonic()
+            code = self._one_life()
+            if code >= 0:
+                return code
+            in_a_row = in_a_row + 1 if time.monotonic() - began < _TOO_SOON_SECONDS else 0
+            if in_a_row >= _MOST_IN_A_ROW:
+                return 128 - code
+            self._tell_that_it_returns()
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: signals are for the agent."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _one_life(self) -> int:
+        """Run an agent; its exit code, negative if a signal ended it, ours included if it was silent."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        command = [sys.executable, "-m", "launcher.elastic.agent", *self._options]
+        command += ["--keeper", str(os.getpid()), "--alive", str(writing)]
+        self._process = subprocess.Popen(command, pass_fds=[writing])
+        os.close(writing)
+        try:
+            return self._watch(self._process, reading)
+        finally:
+            os.close(reading)
+
+    @staticmethod
+    def _watch(process: subprocess.Popen[bytes], reading: int) -> int:
+        deadline = time.monotonic() + _SLOW_START_SECONDS
+        while process.poll() is None:
+            with suppress(BlockingIOError):
+                if os.read(reading, 1 << 16):
+                    deadline = time.monotonic() + _SILENCE_SECONDS
+            if time.monotonic() > deadline:
+                process.kill()
+            time.sleep(_TICK_SECONDS)
+        return process.returncode
+
+    def _tell_that_it_returns(self) -> None:
+        found = connect(Path(self._options[0]), _TELL_SECONDS)
+        if found is None:
+            return
+        connection, address = found
+        from launcher.elastic.wire import Wire
+
+        wire = Wire(connection)
+        wire.send("returning", token=address.token, node=_node(self._options))
+        wire.close()
+
+
+def _node(options: Sequence[str]) -> str:
+    if "--node" in options:
+        return options[options.index("--node") + 1]
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def main() -> int:
+    """Keep an agent with the options of the command line."""
+    keeper = Keeper(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, keeper.pass_on)
+    return keeper.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
