@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from data_pipeline.batches import StepBatch
 from ptm_dist.engines.deepspeed_config import clips_itself, deepspeed_config, offload_of
 from ptm_dist.engines.deepspeed_state import DeepSpeedState
 from ptm_dist.engines.deepspeed_swap import finish_gradients, prepare_swapping, remove_swap_folder
-from ptm_dist.engines.engine import EvaluationResult, StepResult
+from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.errors import RecipeError
@@ -66,31 +67,33 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
-        self._clipping = None
-        if clips_itself(recipe, layout):
-            self._clipping = _WholeClipping(recipe.optimizer.clip_norm)
-            optimizer.register_step_pre_hook(self._clipping)
+        self._clipping = _WholeClipping(recipe.optimizer.clip_norm) if clips_itself(recipe, layout) else None
+        self._update = _Update(optimizer, self._clipping)
         self._state = DeepSpeedState(self.engine, model, recipe.optimizer)
         self._initialize()
 
-    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+    def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
         """Forward, backward, clip and update on this rank's slice of one global batch.
 
         Where gradients overflow in fp16, DeepSpeed lowers the loss scale and leaves the weights as they are; the
-        step is then computed again, so that every step updates the weights once.
+        step is then computed again, so that every step updates the weights once. Where they are no numbers for
+        another reason it leaves the update out by itself.
         """
         for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         while True:
             scale = self._loss_scale()
             sums, counts = self._accumulate(batch)
-            self.engine.step()
             loss = mean_loss(sums[::2], counts).item()
+            self._update.begin(partial(self._is_accepted, accept, loss, scale))
+            self.engine.step()
             if not self._has_overflown() or scale <= _SMALLEST_SCALE or not math.isfinite(loss):
                 break
             finish_gradients(self.engine.optimizer)
         metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
-        return StepResult(loss, self._gradient_norm(scale), int(counts[0].item()), metrics)
+        # ZeRO-3 keeps the norm of the step before where the gradient is no number.
+        norm = math.inf if self._has_overflown() else self._gradient_norm(scale)
+        return StepResult(loss, norm, int(counts[0].item()), metrics, self._update.is_made)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StepBatch]) -> EvaluationResult:
@@ -109,9 +112,9 @@ class DeepSpeedEngine:
         """This rank's boxes of float32 weights and optimizer state; writing to them loads."""
         return self._state.boxes()
 
-    def loaded(self, steps_done: int) -> None:
-        """Go on after `steps_done` optimizer steps, with what was read into :meth:`state`; collective."""
-        self._state.written(steps_done)
+    def loaded(self, updates: int) -> None:
+        """Go on after so many updates, with what was read into :meth:`state`; collective."""
+        self._state.written(updates)
 
     def close(self) -> None:
         """Take DeepSpeed's hooks, buffers and files down; the process group belongs to the caller."""
@@ -165,10 +168,13 @@ class DeepSpeedEngine:
     def _has_overflown(self) -> bool:
         return bool(getattr(self.engine.optimizer, "overflow", False))
 
+    def _is_accepted(self, accept: Accept | None, loss: float, scale: float) -> bool:
+        return accept is None or accept(loss, self._gradient_norm(scale))
+
     def _gradient_norm(self, scale: float) -> float:
         if self._clipping is not None:
             return self._clipping.norm
-        return float(self.engine.get_global_grad_norm()) / (scale if self.layout.zero_stage == 0 else 1.0)
+        return float(self.engine.optimizer._global_grad_norm) / (scale if self.layout.zero_stage == 0 else 1.0)
 
 
 class _WholeClipping:
@@ -178,9 +184,49 @@ class _WholeClipping:
         self.max_norm = max_norm
         self.norm = math.nan
 
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def __call__(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients that the optimizer is about to use."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm or math.inf).item()
+
+
+class _Update:
+    """Stands before the update of torch's optimizer, which DeepSpeed calls for each of its groups in a step.
+
+    An update that is not wanted is not made: DeepSpeed then goes on with the weights as they are.
+
+    Args:
+        optimizer: whose `step` it takes the place of.
+        clipping: done before, where DeepSpeed does none.
+
+    Attributes:
+        is_made: whether the update of the current step was made.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clipping: _WholeClipping | None) -> None:
+        self._optimizer = optimizer
+        self._clipping = clipping
+        self._step = optimizer.step
+        self._is_wanted: Callable[[], bool] = lambda: True
+        self._answer: bool | None = None
+        setattr(optimizer, "step", self)  # noqa: B010  a method is no attribute to mypy
+
+    @property
+    def is_made(self) -> bool:
+        return self._answer is True
+
+    def begin(self, is_wanted: Callable[[], bool]) -> None:
+        """A step begins; `is_wanted` is asked once, when its gradients and their norm are known."""
+        self._is_wanted, self._answer = is_wanted, None
+
+    def __call__(self) -> None:
+        """The update, if it is wanted."""
+        if self._answer is None:
+            if self._clipping is not None:
+                self._clipping(self._optimizer)
+            self._answer = self._is_wanted()
+        if self._answer:
+            self._step()
 
 
 def import_deepspeed(device: torch.device) -> Any:

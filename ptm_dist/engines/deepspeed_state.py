@@ -84,9 +84,9 @@ class DeepSpeedState:
         return state
 
     @torch.no_grad()
-    def written(self, steps_done: int) -> None:
+    def written(self, updates: int) -> None:
         """Take over what was written to :meth:`boxes`: all copies of the weights, and the count of updates."""
-        count = float(steps_done)
+        count = float(updates)
         if self._section.kind == "adamw" and not self._section.bias_correction:
             # After infinitely many steps the corrections 1 - b^t are 1, exactly.
             count = math.inf

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.engines.engine import EvaluationResult, StepResult
+from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
 from ptm_dist.engines.megatron_config import (
     check_device,
@@ -104,7 +104,7 @@ class MegatronEngine:
         vocab_size = padded_vocabulary(self.spec.embedding.vocab_size, self.tensor.size)
         self._padded = replace(self.spec, embedding=replace(self.spec.embedding, vocab_size=vocab_size))
 
-    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+    def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
         """Forward, backward, clip and update on this rank's slice of one global batch."""
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -113,9 +113,10 @@ class MegatronEngine:
         sums = self._sum_over_ranks(self._run(batch, counts, forward_only=False))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        _, norm, _ = self.optimizer.step()
+        loss = mean_loss(sums[::2], counts).item()
+        norm, is_applied = self._update(loss, accept)
         metrics = named_metrics(sums.tolist(), counts.tolist(), self.recipe.objective.kind)
-        return StepResult(mean_loss(sums[::2], counts).item(), float(norm), int(counts[0].item()), metrics)
+        return StepResult(loss, norm, int(counts[0].item()), metrics, is_applied)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StepBatch]) -> EvaluationResult:
@@ -134,13 +135,24 @@ class MegatronEngine:
         """This rank's boxes of weights and optimizer state; writing to them loads."""
         return self.stored.boxes()
 
-    def loaded(self, steps_done: int) -> None:
-        """Go on after `steps_done` optimizer steps, with what was read into the boxes of :meth:`state`."""
-        self.stored.refresh(steps_done)
+    def loaded(self, updates: int) -> None:
+        """Go on after so many updates, with what was read into the boxes of :meth:`state`."""
+        self.stored.refresh(updates)
 
     def close(self) -> None:
         """Take down Megatron-Core's process groups."""
         stop_groups()
+
+    def _update(self, loss: float, accept: Accept | None) -> tuple[float, bool]:
+        """What Megatron-Core's optimizer does in one step, with a question in its middle; the norm and the answer."""
+        clip_norm = self.recipe.optimizer.clip_norm
+        (mixed,) = self.optimizer.chained_optimizers
+        self.optimizer.prepare_grads()
+        norm = float(mixed.clip_grad_norm(clip_norm) if clip_norm > 0.0 else mixed.get_grad_norm())
+        is_applied = accept is None or accept(loss, norm)
+        if is_applied:
+            self.optimizer.step_with_ready_grads()
+        return norm, is_applied
 
     def _run(self, batch: StepBatch, counts: Tensor, *, forward_only: bool) -> Tensor:
         """All micro-batches through the pipeline.

@@ -101,15 +101,15 @@ class MegatronState:
                     fill_initial(region.name, box.local, box.global_shape, box.offset, self.spec, seed)
         self.refresh(0)
 
-    def refresh(self, steps_done: int) -> None:
+    def refresh(self, updates: int) -> None:
         """After weights and moments were written: bring them into the model and set Adam's count of steps."""
         for group in self._adam.param_groups:
             for main in group["params"]:
                 if "step" in self._adam.state[main]:
                     # Of its own for each parameter: Adam counts it up in place.
-                    self._adam.state[main]["step"] = torch.tensor(float(steps_done))
+                    self._adam.state[main]["step"] = torch.tensor(float(updates))
             if "step" in group:
-                group["step"] = steps_done
+                group["step"] = updates
         if hasattr(self._mixed, "_copy_main_params_to_model_params"):
             self._mixed._copy_main_params_to_model_params()
         for chunk in self._chunks:

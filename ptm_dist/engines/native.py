@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.engines.engine import EvaluationResult, StepResult
+from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
@@ -29,6 +30,20 @@ _NUMBERS = {
     Precision.FP64: Numbers(torch.float64, None),
     Precision.BF16: Numbers(torch.float32, torch.bfloat16),
 }
+
+
+class _Gradient(NamedTuple):
+    """A step before its update.
+
+    Attributes:
+        gradients: of this rank's shards.
+        norm: of the whole gradient.
+        figures: what :meth:`NativeEngine.compute` gives.
+    """
+
+    gradients: dict[str, Tensor]
+    norm: Tensor
+    figures: Tensor
 
 
 class NativeEngine:
@@ -64,26 +79,32 @@ class NativeEngine:
             on_host=layout.offload == "optimizer",
         )
 
-    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
-        """Forward, backward, clip and update on this rank's slice of one global batch."""
-        loss, norm, *rest = self.compute(batch, learning_rate).tolist()
+    def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
+        """Forward, backward, clip and update on this rank's slice of one global batch.
+
+        With `accept` the host waits for the loss before the update is put in line, not behind it.
+        """
+        if accept is None:
+            (loss, norm, *rest), is_applied = self.compute(batch, learning_rate).tolist(), True
+        else:
+            step = self._gradient(batch)
+            loss, norm, *rest = step.figures.tolist()
+            is_applied = accept(loss, norm)
+            if is_applied:
+                self._update(step, learning_rate)
+            self.model.zero_gradients()
         metrics = named_metrics(rest[2:], rest[:2], self.recipe.objective.kind)
-        return StepResult(loss, norm, int(rest[0]), metrics)
+        return StepResult(loss, norm, int(rest[0]), metrics, is_applied)
 
     def compute(self, batch: StepBatch, learning_rate: float) -> Tensor:
         """A step without a wait for the device.
 
         Returns: loss and norm, then counts and sums as :meth:`accumulate` gives them, ``[8]``, float64.
         """
-        sums, counts = self.accumulate(batch)
-        gradients = self.model.gradients()
-        norm = global_norm(gradients, self.model.owners, self.model.counted, self.mesh)
-        clip(gradients, norm, self.recipe.optimizer.clip_norm)
-        self.optimizer.step(gradients, learning_rate)
-        self.model.changed()
+        step = self._gradient(batch)
+        self._update(step, learning_rate)
         self.model.zero_gradients()
-        loss = mean_loss(sums[::2], counts)
-        return torch.cat([torch.stack([loss, norm.double()]), counts, sums])
+        return step.figures
 
     def accumulate(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Gradient of the mean loss over the global batch, left in the model.
@@ -125,14 +146,26 @@ class NativeEngine:
                 state[f"optimizer.{name}.{slot}"] = LocalShard(tensors[name], shard.global_shape, shard.offset)
         return state
 
-    def loaded(self, steps_done: int) -> None:
-        """Go on after `steps_done` optimizer steps, with what was read into :meth:`state`."""
-        self.optimizer.steps_done = steps_done
+    def loaded(self, updates: int) -> None:
+        """Go on after so many updates, with what was read into :meth:`state`."""
+        self.optimizer.steps_done = updates
         self.model.changed()
 
     def close(self) -> None:
         """Take down this engine's process groups; the default one belongs to the caller."""
         self.mesh.close()
+
+    def _gradient(self, batch: StepBatch) -> _Gradient:
+        sums, counts = self.accumulate(batch)
+        gradients = self.model.gradients()
+        norm = global_norm(gradients, self.model.owners, self.model.counted, self.mesh)
+        loss = mean_loss(sums[::2], counts)
+        return _Gradient(gradients, norm, torch.cat([torch.stack([loss, norm.double()]), counts, sums]))
+
+    def _update(self, step: _Gradient, learning_rate: float) -> None:
+        clip(step.gradients, step.norm, self.recipe.optimizer.clip_norm)
+        self.optimizer.step(step.gradients, learning_rate)
+        self.model.changed()
 
     def _materialize(self) -> None:
         self.model.materialize(torch.device("cpu") if self.layout.offload == "parameters" else self.device)
