@@ -29,6 +29,7 @@ from ptm_dist.checkpoint.disk import CandidFileSystem
 from ptm_dist.checkpoint.files import write_atomically
 from ptm_dist.checkpoint.layout_boxes import Box, LayoutBoxes
 from ptm_dist.checkpoint.model import find_checkpoint
+from ptm_dist.checkpoint.plan import WRITTEN_AS
 from ptm_dist.checkpoint.state import METADATA_FILE
 from ptm_dist.checkpoint.store import MANIFEST_FILE, CheckpointInfo, FileEntry, Manifest, read_checkpoint
 from ptm_dist.checkpoint.verification import hash_of, inspect
@@ -37,9 +38,6 @@ from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.checks import check_recipe
 from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
 from ptm_dist.recipe.schema import Recipe
-
-_WRITTEN_AS = "1.0.0"
-"""Version of DCP's metadata that the files are of; torch reads it as long as it has DCP."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class _Writer:
 
     def finish(self) -> None:
         """Write what lies where."""
-        metadata = Metadata(self._entries, storage_data=self._places, version=_WRITTEN_AS)  # type: ignore[arg-type]
+        metadata = Metadata(self._entries, storage_data=self._places, version=WRITTEN_AS)  # type: ignore[arg-type]
         with (self._folder / METADATA_FILE).open("wb") as stream:
             pickle.dump(metadata, stream)
 

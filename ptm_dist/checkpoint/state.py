@@ -1,4 +1,4 @@
-"""Boxes of global tensors to and from disk, by torch.distributed.checkpoint.
+"""Boxes of global tensors to and from disk, in files of torch.distributed.checkpoint.
 
 Every rank describes what it holds as boxes of named global tensors. Saving writes each box once; loading
 reads whatever saved boxes overlap the wanted ones. So a state saved at one layout loads at any other.
@@ -9,54 +9,31 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import (
-    STORAGE_TYPES,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from ptm_dist.checkpoint.disk import CandidFileSystem
+from ptm_dist.checkpoint.plan import LazyShard, RankPlan, boxes_with_values, chunk_of, plan_save
 from ptm_dist.checkpoint.reader import PartReader, RememberingReader
 from ptm_dist.errors import CheckpointError
-from ptm_dist.parallel.boxes import Held, boxes_of, global_shape_of
+from ptm_dist.keeper.archive import DataFile
+from ptm_dist.parallel.boxes import Held, global_shape_of
 from ptm_dist.parallel.control import ALONE, ControlGroup
 from ptm_dist.parallel.shards import LocalShard
 
 METADATA_FILE = ".metadata"
 
-
-@dataclass(frozen=True)
-class LazyShard(LocalShard):
-    """A box to save whose values are fetched when it is written, and forgotten then.
-
-    Attributes:
-        read: gives the values; `local` only says their shape and dtype, on the meta device.
-    """
-
-    read: Callable[[], Tensor]
+Files: TypeAlias = dict[str, tuple[int, str]]
+"""Bytes, and xxh3-128 of them in hex, of files by name."""
 
 
 def save_state(state: Mapping[str, Held], directory: Path, control: ControlGroup) -> None:
@@ -68,21 +45,37 @@ def save_state(state: Mapping[str, Held], directory: Path, control: ControlGroup
         directory: exists, the same on all ranks.
         control: all ranks of the run.
 
-    Raises: the first failing rank's error, on all ranks.
+    Raises: this rank's own error, or PeerError where another one failed.
     """
-    # DCP keeps what it has written until the file is complete: boxes that are fetched have a file each.
-    is_lazy = any(isinstance(shard, LazyShard) for held in state.values() for shard in boxes_of(held))
-    writer = FileSystemWriter(directory, single_file_per_rank=not is_lazy, sync_files=True, overwrite=False)
-    writer.fs = CandidFileSystem()
-    _unwrapped(
-        lambda: save(
-            dict(state),
-            storage_writer=writer,
-            planner=_ShardSavePlanner(),
-            process_group=control.group,
-            no_dist=control.group is None,
-        )
-    )
+    boxes = boxes_with_values(state)
+    plan = plan_save(boxes, control)
+    control.together(lambda: write_boxes(plan, boxes, directory))
+
+
+def write_boxes(plan: RankPlan, boxes: Mapping[MetadataIndex, LocalShard], directory: Path) -> Files:
+    """Write this rank's files, flushed to disk; a box that is not on the CPU, or lazy, is fetched and forgotten.
+
+    Returns: bytes and xxh3-128 by name.
+    """
+    written = {}
+    if plan.boxes:
+        with DataFile(directory / plan.file) as file:
+            for planned in plan.boxes:
+                box = boxes[planned.index]
+                file.add(planned.pickled, bytes_of(box.read() if isinstance(box, LazyShard) else box.local))
+        written[plan.file] = (file.size, file.xxh3)
+    if plan.metadata is not None:
+        with DataFile(directory / METADATA_FILE) as file:
+            file.write(plan.metadata)
+        written[METADATA_FILE] = (file.size, file.xxh3)
+    return written
+
+
+def bytes_of(values: Tensor) -> memoryview:
+    """The values of a tensor in the order of memory; copied only if they are on a device, or do not lie so."""
+    on_host = values.detach().cpu().contiguous()
+    content: memoryview = on_host.reshape(-1).view(torch.uint8).numpy().data
+    return content
 
 
 def load_state(state: Mapping[str, Held], directory: Path, control: ControlGroup) -> None:
@@ -151,28 +144,6 @@ def _unwrapped(action: Callable[[], object]) -> None:
         raise cause from None
 
 
-def _boxes_with_values(state: Mapping[str, Held]) -> dict[MetadataIndex, LocalShard]:
-    """What is to be moved, by tensor and first index, by which DCP asks for it again."""
-    boxes = [(name, shard) for name, held in state.items() for shard in boxes_of(held)]
-    return {MetadataIndex(name, torch.Size(shard.offset)): shard for name, shard in boxes if shard.local.numel()}
-
-
-class _ShardSavePlanner(DefaultSavePlanner):
-    """Plans from LocalShard boxes; the base class removes doubles and balances them over ranks."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def create_local_plan(self) -> SavePlan:
-        self._boxes = _boxes_with_values(self.state_dict)
-        self.plan = SavePlan([_write_item(index, shard) for index, shard in self._boxes.items()])
-        return self.plan
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        shard = self._boxes[index]
-        return shard.read() if isinstance(shard, LazyShard) else shard.local
-
-
 class _ShardLoadPlanner(DefaultLoadPlanner):
     """Plans reads that fill LocalShard boxes from whatever boxes were saved."""
 
@@ -190,7 +161,7 @@ class _ShardLoadPlanner(DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
-        self._boxes = _boxes_with_values(self.state_dict)
+        self._boxes = boxes_with_values(self.state_dict)
         reads = (_reads(index.fqn, shard, saved[index.fqn]) for index, shard in self._boxes.items())
         return LoadPlan([read for of_box in reads for read in of_box])
 
@@ -200,23 +171,7 @@ class _ShardLoadPlanner(DefaultLoadPlanner):
 
 def _reads(name: str, shard: LocalShard, saved: STORAGE_TYPES) -> list[ReadItem]:
     assert isinstance(saved, TensorStorageMetadata)
-    reads = create_read_items_for_chunk_list(name, saved, [_chunk(shard)])
+    reads = create_read_items_for_chunk_list(name, saved, [chunk_of(shard)])
     if sum(math.prod(read.lengths) for read in reads) != shard.local.numel():
         raise CheckpointError(f"the checkpoint does not hold all of {name}; use another one")
     return reads
-
-
-def _chunk(shard: LocalShard) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size(shard.offset), sizes=shard.local.shape)
-
-
-def _write_item(index: MetadataIndex, shard: LocalShard) -> WriteItem:
-    return WriteItem(
-        index=index,
-        type=WriteItemType.SHARD,
-        tensor_data=TensorWriteData(
-            chunk=_chunk(shard),
-            properties=TensorProperties.create_from_tensor(shard.local),
-            size=torch.Size(shard.global_shape),
-        ),
-    )

@@ -20,13 +20,16 @@ from typing import Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from data_pipeline.atomic import sync_path
 from ptm_dist.checkpoint.files import write_atomically
-from ptm_dist.checkpoint.state import METADATA_FILE, load_state, save_state
+from ptm_dist.checkpoint.plan import Boxes, RankPlan, boxes_with_values, described, plan_save
+from ptm_dist.checkpoint.state import Files, load_state, write_boxes
 from ptm_dist.errors import CheckpointError
 from ptm_dist.parallel.boxes import Held
 from ptm_dist.parallel.control import ControlGroup
+from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.schema import Recipe
 
 FORMAT_VERSION = 1
@@ -67,6 +70,7 @@ class Description(_Json):
         quarantine: shards that the run reads no more, by source and file name.
         skipped: first and last step of each range of steps whose update the run leaves out, in the order in which
             that was decided; a range may lie ahead of `step`.
+        updates: of the weights so far; None if every step made one.
         recent_losses: of the newest steps that count for what a loss spike is, oldest first.
     """
 
@@ -83,13 +87,13 @@ class Description(_Json):
     saved_at: str
     quarantine: tuple[tuple[str, str], ...] = ()
     skipped: tuple[tuple[int, int], ...] = ()
+    updates: int | None = None
     recent_losses: tuple[float, ...] = ()
 
     @property
-    def updates(self) -> int:
-        """Updates of the weights so far: steps done, less those that were left out."""
-        left_out = {step for first, last in self.skipped for step in range(first, min(last, self.step) + 1)}
-        return self.step - len(left_out)
+    def updates_done(self) -> int:
+        """Updates of the weights so far, which the corrections of an optimizer count."""
+        return self.step if self.updates is None else self.updates
 
     def parsed_recipe(self) -> Recipe:
         """The recipe of the run that saved this.
@@ -237,6 +241,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, control: ControlGroup) -> None:
         self.directory = directory
         self._control = control
+        self._plan: tuple[Boxes, RankPlan] | None = None
 
     def save(self, state: Mapping[str, Held], description: Description) -> CheckpointInfo:
         """Write and commit one checkpoint.
@@ -245,12 +250,43 @@ class CheckpointStore:
             CheckpointError: if the disk is full or cannot be written, or has this step already, on all ranks;
                 what was there before is as it was.
         """
-        unfinished = self._control.from_first(lambda: self._begin(description.step))
+        boxes = boxes_with_values(state)
+        plan = self.plan(boxes)
+        unfinished = self.begin(description.step)
+
+        def write() -> Files:
+            with self.disk_errors():
+                return write_boxes(plan, boxes, unfinished)
+
+        return self.commit(unfinished, write, description)
+
+    def plan(self, boxes: Mapping[MetadataIndex, LocalShard]) -> RankPlan:
+        """What this rank writes of its boxes; worked out again only when those of a rank have changed."""
+        wanted = described(boxes)
+        known = self._plan
+        (is_new,) = self._control.maxima(float(known is None or known[0] != wanted))
+        if known is None or is_new:
+            known = self._plan = wanted, plan_save(boxes, self._control)
+        return known[1]
+
+    def begin(self, step: int) -> Path:
+        """A hidden directory for the files of a step.
+
+        Raises: CheckpointError if the step is there already, or the disk cannot be written, on all ranks.
+        """
+        return self._control.from_first(lambda: self._begin(step))
+
+    def commit(self, unfinished: Path, write: Callable[[], Files], description: Description) -> CheckpointInfo:
+        """Make a checkpoint of a directory that :meth:`begin` gave; if a rank fails, remove it.
+
+        Args:
+            unfinished: the directory.
+            write: gives bytes and xxh3-128 of what this rank has written to it, by name.
+            description: of the state.
+        """
         try:
-            with self._disk_errors():
-                save_state(state, unfinished, self._control)
-            files = self._control.together(lambda: self._own_files(unfinished))
-            entries = {name: entry for part in self._control.gather(files) for name, entry in part.items()}
+            files = self._control.gather(self._control.together(write))
+            entries = {name: FileEntry(size=size, xxh3=xxh3) for part in files for name, (size, xxh3) in part.items()}
             manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **dict(description)).sealed()
             return self._control.from_first(lambda: self._commit(unfinished, manifest))
         except Exception:
@@ -294,7 +330,8 @@ class CheckpointStore:
         load_state(state, info.path, self._control)
 
     @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
+        """Make of an error of the system one that says what became of the checkpoints."""
         try:
             yield
         except ConnectionError:
@@ -309,20 +346,13 @@ class CheckpointStore:
         if (final := self._final(step)).exists():
             raise CheckpointError(f"{final} exists already; a run never saves a step twice: move it away")
         unfinished = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-        with self._disk_errors():
+        with self.disk_errors():
             unfinished.mkdir(parents=True)
         return unfinished
 
-    def _own_files(self, directory: Path) -> dict[str, FileEntry]:
-        with self._disk_errors():
-            paths = list(directory.glob(f"__{self._control.rank}_*"))
-            if self._control.is_first:
-                paths.append(directory / METADATA_FILE)
-            return {path.name: FileEntry(size=path.stat().st_size, xxh3=_hash(path)) for path in paths}
-
     def _commit(self, unfinished: Path, manifest: Manifest) -> CheckpointInfo:
         final = self._final(manifest.step)
-        with self._disk_errors():
+        with self.disk_errors():
             write_atomically(unfinished / MANIFEST_FILE, manifest.text())
             unfinished.rename(final)
             sync_path(final.parent)

@@ -39,6 +39,23 @@ class ControlGroup:
         dist.all_gather_object(values, value, group=self.group)
         return values  # type: ignore[return-value]
 
+    def to_first(self, value: T) -> list[T]:
+        """The values of all ranks on the first one; on the others an empty list."""
+        if self.group is None:
+            return [value]
+        values: list[T | None] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(value, values, dst=0, group=self.group)
+        return values or []  # type: ignore[return-value]
+
+    def each_from_first(self, action: Callable[[], list[T]]) -> T:
+        """This rank's of the values, one for each, that `action` returns on the first rank; errors reach all."""
+        values = self.together(lambda: action() if self.is_first else [])
+        if self.group is None:
+            return values[0]
+        own: list[T | None] = [None]
+        dist.scatter_object_list(own, values if self.is_first else None, src=0, group=self.group)
+        return own[0]  # type: ignore[return-value]
+
     def maxima(self, *values: float) -> list[float]:
         """The largest of each value over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)

@@ -22,7 +22,8 @@ from torch import Tensor
 from data_pipeline.atomic import atomic_folder
 from ptm_dist.checkpoint.convert.exporting import refuse_existing
 from ptm_dist.checkpoint.model import find_checkpoint
-from ptm_dist.checkpoint.state import LazyShard, SavedState
+from ptm_dist.checkpoint.plan import LazyShard
+from ptm_dist.checkpoint.state import SavedState
 from ptm_dist.checkpoint.store import CheckpointStore, Description, verify
 from ptm_dist.errors import CheckpointError
 from ptm_dist.models import parameter_shapes
@@ -81,10 +82,10 @@ def export_universal(path: Path, out: Path) -> UniversalCheckpoint:
         (unfinished / LATEST_FILE).write_text(tag)
         folder = unfinished / tag
         for name in names:
-            _write_parameter(folder / "zero" / name, name, saved, info.manifest.updates)
-        torch.save(_optimizer_state(info.manifest.updates), folder / "zero" / "optimizer_state.pt")
+            _write_parameter(folder / "zero" / name, name, saved, info.manifest.updates_done)
+        torch.save(_optimizer_state(info.manifest.updates_done), folder / "zero" / "optimizer_state.pt")
         for file in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):  # ZeRO-1 and 2, ZeRO-3
-            torch.save(_model_state(info.step, info.manifest.updates), folder / file)
+            torch.save(_model_state(info.step, info.manifest.updates_done), folder / file)
         description = Description(**{key: getattr(info.manifest, key) for key in Description.model_fields})
         (folder / DESCRIPTION_FILE).write_text(description.model_dump_json(indent=1))
     return UniversalCheckpoint(out, info.step, len(names))

@@ -16,7 +16,7 @@ from data_pipeline.atomic import atomic_folder
 from data_pipeline.tokenizers import import_tokenizer
 from ptm_dist.checkpoint.convert.exporting import refuse_existing
 from ptm_dist.checkpoint.convert.weight_files import Weights, open_weights, read_json
-from ptm_dist.checkpoint.state import LazyShard
+from ptm_dist.checkpoint.plan import LazyShard
 from ptm_dist.checkpoint.store import CheckpointStore, Description
 from ptm_dist.errors import CheckpointError
 from ptm_dist.models import model_spec, parameter_shapes

@@ -20,7 +20,8 @@ from data_pipeline.atomic import atomic_folder
 from ptm_dist.checkpoint.convert.exporting import refuse_existing
 from ptm_dist.checkpoint.convert.importing import Import, _description
 from ptm_dist.checkpoint.model import find_checkpoint
-from ptm_dist.checkpoint.state import METADATA_FILE, LazyShard, SavedState, load_state, save_state, saved_shapes
+from ptm_dist.checkpoint.plan import LazyShard
+from ptm_dist.checkpoint.state import METADATA_FILE, SavedState, load_state, save_state, saved_shapes
 from ptm_dist.checkpoint.store import CheckpointStore, verify
 from ptm_dist.engines.megatron_keys import megatron_name
 from ptm_dist.errors import CheckpointError
