@@ -91,7 +91,7 @@ def examine_storage(folder: Path, node: str) -> Storage:
     Raises: OSError that says what could not be done; ValueError if other bytes come back.
     """
     began = time.monotonic()
-    path = folder / f".doctor-{node.replace("/", "_")}-{os.getpid()}"
+    path = folder / f".doctor-{file_name(node)}-{os.getpid()}"
     renamed = path.with_name(f"{path.name}-renamed")
     content = os.urandom(_BYTES)
     try:
@@ -115,6 +115,11 @@ def write(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def file_name(node: str) -> str:
+    """A node's name as part of a file's."""
+    return node.replace("/", "_")
 
 
 def _read_from_disk(path: Path) -> bytes:

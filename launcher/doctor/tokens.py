@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from launcher.doctor.storage import reason, write
+from launcher.doctor.storage import file_name, reason, write
 
 _POLL_SECONDS = 0.1
 
@@ -73,4 +73,4 @@ def _not_listed(run_directory: Path, nodes: Collection[str], examination: str) -
 
 
 def _token(run_directory: Path, node: str, examination: str) -> Path:
-    return run_directory / ".".join(["", "doctor", *([examination] if examination else []), node.replace("/", "_")])
+    return run_directory / ".".join(["", "doctor", *([examination] if examination else []), file_name(node)])
