@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from ptm_dist.checkpoint.plan import LazyShard, RankPlan, boxes_with_values, chunk_of, plan_save
-from ptm_dist.checkpoint.reader import PartReader, RememberingReader
+from ptm_dist.checkpoint.reader import RememberingReader
 from ptm_dist.errors import CheckpointError
 from ptm_dist.keeper.archive import DataFile
 from ptm_dist.parallel.boxes import Held, global_shape_of
@@ -84,7 +84,8 @@ def load_state(state: Mapping[str, Held], directory: Path, control: ControlGroup
     Raises:
         CheckpointError: if a tensor is missing or has another shape; nothing is read then.
     """
-    saved = saved_shapes(directory)
+    reader = RememberingReader(directory)
+    saved = _shapes(reader)
     wrong = [
         f"{name}: {saved.get(name, 'missing')} in the checkpoint, {global_shape_of(held)} here"
         for name, held in state.items()
@@ -92,7 +93,7 @@ def load_state(state: Mapping[str, Held], directory: Path, control: ControlGroup
     ]
     if wrong:
         raise CheckpointError(f"{directory} is of another model; " + "; ".join(sorted(wrong)))
-    _load(state, PartReader(directory), control)
+    _load(state, reader, control)
 
 
 def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -109,8 +110,7 @@ class SavedState:
 
     def __init__(self, directory: Path) -> None:
         self._reader = RememberingReader(directory)
-        entries = self._reader.read_metadata().state_dict_metadata
-        self.shapes = {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+        self.shapes = _shapes(self._reader)
 
     def read(self, name: str) -> Tensor:
         """One of :attr:`shapes` in float32 on the CPU; a tensor of its own."""
@@ -118,6 +118,11 @@ class SavedState:
         box = LocalShard(torch.empty(shape, dtype=torch.float32), shape, (0,) * len(shape))
         _load({name: box}, self._reader, ALONE)
         return box.local
+
+
+def _shapes(reader: RememberingReader) -> dict[str, tuple[int, ...]]:
+    entries = reader.read_metadata().state_dict_metadata
+    return {name: tuple(e.size) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
 
 
 def _load(state: Mapping[str, Held], reader: FileSystemReader, control: ControlGroup) -> None:

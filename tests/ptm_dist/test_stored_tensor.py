@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from ptm_dist.checkpoint.state import load_state, save_state
+from ptm_dist.checkpoint.state import load_state
 from ptm_dist.checkpoint.stored_tensor import StoredTensor, find_tensor
 from ptm_dist.errors import CheckpointError
 from ptm_dist.parallel.control import ALONE
@@ -102,8 +102,7 @@ def test_values_in_another_order_are_read_whole(store, tmp_path):
     values = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
     for other in (values.t(), values[:, 2:5], values[2:]):
         assert find_tensor(*store(other)) is None
-    (tmp_path / "saved").mkdir()
-    save_state({"w": LocalShard(values.t(), (8, 6), (0, 0))}, tmp_path / "saved", ALONE)
+    torch.distributed.checkpoint.save({"w": values.t()}, checkpoint_id=tmp_path / "saved", no_dist=True)
     (place,) = FileSystemReader(tmp_path / "saved").read_metadata().storage_data.values()
     with (tmp_path / "saved" / place.relative_path).open("rb", buffering=0) as file:
         assert find_tensor(file, place.offset, place.length) is None, "the case is not the one that is meant"
