@@ -43,7 +43,8 @@ class Curves:
         match row["kind"]:
             case "train":
                 first = row["step"] - len(row["losses"]) + 1
-                self.train += enumerate(row["losses"], start=first)
+                losses = enumerate(row["losses"], start=first)
+                self.train += [(step, loss) for step, loss in losses if loss is not None]
             case "validation":
                 self.validation.append((row["step"], row["loss"]))
             case "run":

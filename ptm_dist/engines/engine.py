@@ -32,6 +32,11 @@ class StepResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_applied: bool = True
 
+    @classmethod
+    def passed_over(cls) -> StepResult:
+        """Of a step that was not computed: its batch was consumed, and that is all."""
+        return cls(math.nan, math.nan, 0, {}, is_applied=False)
+
     @property
     def is_finite(self) -> bool:
         """Whether loss and gradient are numbers."""

@@ -378,6 +378,8 @@ class CheckpointSection(Section):
 
     every: NonNegativeInt = 0
     """Steps between checkpoints; 0 saves at the end (and at a stop signal) only."""
+    asynchronous: bool = True
+    """Go on with the steps while a checkpoint is written, from a copy of the state in host memory."""
     every_minutes: NonNegativeFloat = 0.0
     """Also save when this many minutes passed since the last checkpoint; 0: only by steps."""
     keep_last: PositiveInt = 2
@@ -394,6 +396,30 @@ class CheckpointSection(Section):
     """Of all the machines of the run together; it then says which interval between checkpoints loses least time."""
     load_from: Path | None = None
     """Start a fresh run directory from this checkpoint instead of from initial weights."""
+
+
+class HealthSection(Section):
+    """What a run does about losses that are no numbers or jump, and when it calls a rank a straggler."""
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """About a loss or gradient norm that is no number. stop: end the run, nothing of the step is saved. skip: consume
+    the batch and leave the update out. rollback: take back rollback_steps updates and leave them out, this one too."""
+    on_spike: Literal["ignore", "stop", "skip", "rollback"] = "ignore"
+    """The same about a loss that is more than spike_deviations above the median of those before it."""
+    spike_window: Annotated[int, Field(ge=4)] = 128
+    """Losses that the median is of; before there are so many, nothing is a spike."""
+    spike_deviations: PositiveFloat = 8.0
+    """In units of 1.4826 times the median absolute deviation, the standard deviation of normal numbers."""
+    rollback_steps: PositiveInt = 100
+    """Updates that a rollback takes back; it starts from the newest checkpoint before them."""
+    limit: PositiveInt = 10
+    """Skips and rollbacks within limit_steps steps; one more stops the run."""
+    limit_steps: PositiveInt = 1000
+    """Steps that limit counts in."""
+    pulse_seconds: NonNegativeFloat = 30.0
+    """Least seconds between two measurements of every rank's speed, a few milliseconds each; 0 never measures."""
+    straggler_ratio: Annotated[float, Field(gt=1.0)] = 1.5
+    """A rank that takes so many times the median of all ranks, three measurements in a row, is called a straggler."""
 
 
 class LoggingSection(Section):
@@ -449,6 +475,7 @@ class Recipe(Section):
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    health: HealthSection = HealthSection()
     logging: LoggingSection = LoggingSection()
     launch: LaunchSection = LaunchSection()
     _places: Places = PrivateAttr(default_factory=Places)

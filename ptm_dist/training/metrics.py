@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -53,9 +54,9 @@ class Interval:
     def take_row(self) -> Row | None:
         """The row of all steps since the last one, or None if there were none; collective.
 
-        Mean over its steps: loss and its parts, accuracies, grad_norm, step_seconds. Sum: data_wait_seconds,
-        checkpoint_seconds. As of its last step: step, samples, tokens, learning_rate. `losses` has every step's,
-        exact to the bit.
+        Mean over its steps: loss and its parts, accuracies, grad_norm (of the steps where they are numbers),
+        step_seconds. Sum: data_wait_seconds, checkpoint_seconds, and `skipped`, the steps without an update. As of
+        its last step: step, samples, tokens, learning_rate. `losses` has every step's, exact to the bit.
         Throughput counts the time of steps and waiting for data, not validation and checkpoints.
         """
         records = self._records
@@ -67,15 +68,17 @@ class Interval:
             float(peak_memory(self._machine.device)),
         )
         last, count = records[-1], len(records)
+        results = [record.result for record in records if record.result.is_finite]
         row = {
             "kind": "train",
             "step": last.step,
             "samples": last.samples,
             "tokens": last.tokens,
-            "loss": sum(record.result.loss for record in records) / count,
-            **{name: sum(r.result.metrics[name] for r in records) / count for name in last.result.metrics},
+            "loss": _mean([result.loss for result in results]),
+            **{name: _mean([r.metrics[name] for r in results]) for name in (results[-1].metrics if results else ())},
             "losses": [record.result.loss for record in records],
-            "grad_norm": sum(record.result.grad_norm for record in records) / count,
+            "grad_norm": _mean([result.grad_norm for result in results]),
+            "skipped": sum(not record.result.is_applied for record in records),
             "learning_rate": last.learning_rate,
             "step_seconds": seconds / count,
             **self._speed(records, seconds),
@@ -89,6 +92,7 @@ class Interval:
     def _speed(self, records: list[StepRecord], seconds: float) -> Row:
         machine = self._machine
         full = causal = 0
+        records = [record for record in records if record.result.targets]  # others were passed over
         for record in records:
             flops = machine.flops_per_token(record.sequence_length)
             full += flops.full * record.batch_tokens
@@ -110,9 +114,9 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Append one line; floats are written so that they read back equal to the bit."""
+        """Append one line; floats are written so that they read back equal to the bit, and no number as null."""
         try:
-            self._stream.write(json.dumps(row) + "\n")
+            self._stream.write(json.dumps({key: _json(value) for key, value in row.items()}) + "\n")
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
@@ -181,6 +185,17 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _json(value: Any) -> Any:
+    """JSON knows no infinity and no NaN."""
+    if isinstance(value, list):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parsed(line: str) -> Row | None:

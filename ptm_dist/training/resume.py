@@ -51,7 +51,7 @@ def resume(
     if info.is_weights_only:
         state = {name: box for name, box in state.items() if name.startswith("model.")}
     store.load(info, state)
-    engine.loaded(info.manifest.updates)
+    engine.loaded(info.manifest.updates_done)
     return info
 
 

@@ -1,16 +1,15 @@
-"""The training loop. Everything beside the step is a callback."""
+"""The training loop. Everything beside the step is a callback; a judge says which updates are made."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from data_pipeline.batches import StepBatch
 from data_pipeline.errors import UserError
-from ptm_dist.engines.engine import Engine, StepResult
+from ptm_dist.engines.engine import Accept, Engine, StepResult
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.recipe.phases import tokens_before
 from ptm_dist.recipe.schema import Recipe
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 
 class DivergenceError(UserError):
-    """The loss or the gradient is no longer a number."""
+    """The loss is no longer a number, or no longer one that the recipe wants to go on with."""
 
 
 @dataclass
@@ -30,10 +29,12 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         samples: training samples consumed.
+        updates: of the weights; steps less those whose update was left out.
     """
 
     step: int = 0
     samples: int = 0
+    updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,42 @@ class Callback:
         """After the last step of this process, if nothing failed."""
 
 
+class Judge(Protocol):
+    """Says which updates are made; the same on every rank."""
+
+    def passes_over(self, step: int) -> bool:
+        """Whether a step only consumes its batch, because that was decided before."""
+        ...
+
+    def acceptance(self, step: int) -> Accept | None:
+        """What the engine asks before the update of a step; None where it need not ask."""
+        ...
+
+    def settle(self, step: int, result: StepResult) -> None:
+        """Take note of a computed step.
+
+        Raises: DivergenceError if the run shall not go on from here.
+        """
+        ...
+
+
+class Finite:
+    """The plainest judge: every update is made, and the first step that is no number ends the run."""
+
+    def passes_over(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def acceptance(self, step: int) -> Accept | None:
+        """Nothing to ask."""
+        return None
+
+    def settle(self, step: int, result: StepResult) -> None:
+        """Raises: DivergenceError if loss or gradient norm are no numbers."""
+        if not result.is_finite:
+            raise no_number(step, result)
+
+
 class Trainer:
     """Steps an engine through batches.
 
@@ -85,6 +122,7 @@ class Trainer:
         progress: where the run stands; moved on with every step.
         callbacks: called in this order.
         link: told what this process is at.
+        judge: of updates; :class:`Finite` when left out.
     """
 
     def __init__(
@@ -94,12 +132,14 @@ class Trainer:
         progress: Progress,
         callbacks: Sequence[Callback],
         link: Link | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.engine = engine
         self.recipe = recipe
         self.progress = progress
         self.callbacks = callbacks
         self.link = link or NoLink()
+        self.judge = judge or Finite()
         self.stop_reason: str | None = None
 
     @property
@@ -118,7 +158,7 @@ class Trainer:
     def run(self, batches: Iterable[StepBatch]) -> None:
         """Go through `batches`, which begin at the step where the run stands.
 
-        Raises: DivergenceError at the first step whose loss or gradient norm is not finite.
+        Raises: DivergenceError where the judge wants no more of it.
         """
         for callback in self.callbacks:
             callback.on_start(self)
@@ -142,10 +182,10 @@ class Trainer:
         rate = learning_rate(
             self.recipe.schedule, self.recipe.optimizer.learning_rate, self.progress.step, training.steps
         )
-        result = self.engine.step(batch, rate)
+        result = self._result(self.progress.step + 1, batch, rate)
         self.progress.step += 1
         self.progress.samples += batch.global_batch_size
-        _refuse_divergence(self.progress.step, result)
+        self.progress.updates += result.is_applied
         length = batch.inputs.shape[1]
         return StepRecord(
             step=self.progress.step,
@@ -158,6 +198,13 @@ class Trainer:
             seconds=waited + time.perf_counter() - started,
             data_wait_seconds=waited,
         )
+
+    def _result(self, step: int, batch: StepBatch, rate: float) -> StepResult:
+        if self.judge.passes_over(step):
+            return StepResult.passed_over()
+        result = self.engine.step(batch, rate, self.judge.acceptance(step))
+        self.judge.settle(step, result)
+        return result
 
 
 def _timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
@@ -172,11 +219,10 @@ def _timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
         yield item, time.perf_counter() - started
 
 
-def _refuse_divergence(step: int, result: StepResult) -> None:
-    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-        return
-    raise DivergenceError(
+def no_number(step: int, result: StepResult) -> DivergenceError:
+    """What to say of a step whose loss or gradient norm is not finite."""
+    return DivergenceError(
         f"step {step}: the loss is {result.loss} and the gradient norm {result.grad_norm}; nothing of this step "
-        "was saved: lower optimizer.learning_rate, lengthen schedule.warmup_steps, or look at the samples of this "
-        f"step with `ptm data show --step {step}`"
+        "was saved: lower optimizer.learning_rate, lengthen schedule.warmup_steps, look at the samples of this "
+        f"step with `ptm data show --step {step}`, or leave such steps out with health.on_nonfinite=skip"
     )

@@ -85,7 +85,13 @@ def run_alone(recipe: Recipe) -> RunSummary:
     return run(recipe, World.single())
 
 
-def start_run(recipe: Recipe, world_size: int) -> list[Any]:
+def work(recipe: Recipe, world: World) -> None:
+    """What a process of a run does."""
+    torch.set_num_threads(1)
+    run(recipe, world)
+
+
+def start_run(recipe: Recipe, world_size: int, work: Callable[[Recipe, World], None] = work) -> list[Any]:
     """Start the processes of a run that meets over TCP, as launched ones do."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,7 +99,7 @@ def start_run(recipe: Recipe, world_size: int) -> list[Any]:
     processes = []
     for rank in range(world_size):
         world = World(rank, world_size, rank, world_size, "127.0.0.1", port, "local")
-        processes.append(_context.Process(target=_work, args=(recipe, world), daemon=True))
+        processes.append(_context.Process(target=work, args=(recipe, world), daemon=True))
         processes[-1].start()
     return processes
 
@@ -139,8 +145,3 @@ def events(recipe: Recipe, kind: str) -> list[dict[str, Any]]:
 
 def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
     return load_model(recipe.directory)[0].state_dict()
-
-
-def _work(recipe: Recipe, world: World) -> None:
-    torch.set_num_threads(1)
-    run(recipe, world)

@@ -36,6 +36,7 @@ NOT_LEARNT = {
     "deepspeed__offload_optimizer": "cpu",
     "evaluation__every": 5,
     "checkpoint__every": 5,
+    "health__on_spike": "skip",
     "logging__every": 1,
     "launch__device": "cpu",
 }

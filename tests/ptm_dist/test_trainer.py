@@ -12,7 +12,7 @@ import torch.distributed as dist
 from data_pipeline.batches import StepBatch
 from data_pipeline.errors import DataError
 from data_pipeline.samples import IGNORE_INDEX
-from ptm_dist.engines.engine import StepResult
+from ptm_dist.engines.engine import Accept, StepResult
 from ptm_dist.optim.schedules import learning_rate
 from ptm_dist.parallel.control import PeerError, control_group
 from ptm_dist.training.callbacks import StopAtStep
@@ -28,7 +28,7 @@ class ScriptedEngine:
         self.losses, self.norm = losses, norm
         self.rates: list[float] = []
 
-    def step(self, batch: StepBatch, rate: float) -> StepResult:
+    def step(self, batch: StepBatch, rate: float, accept: Accept | None = None) -> StepResult:
         self.rates.append(rate)
         return StepResult(self.losses[batch.step], self.norm, 96)
 
