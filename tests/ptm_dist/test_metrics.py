@@ -13,7 +13,7 @@ from ptm_dist.parallel.control import ALONE, ControlGroup, control_group
 from ptm_dist.training.console import ConsoleSink
 from ptm_dist.training.flops import flops_per_token
 from ptm_dist.training.machine import Machine
-from ptm_dist.training.metrics import Interval, JsonLines, TensorBoard, drop_rows_after, read_rows
+from ptm_dist.training.metrics import Interval, JsonLines, TensorBoard, drop_rows_after, lost_rows_path, read_rows
 from ptm_dist.training.run_directory import RunDirectory
 from ptm_dist.training.trainer import StepRecord
 from tests.distributed import run_distributed
@@ -86,6 +86,21 @@ def test_rows_behind_the_resumed_step_and_half_written_lines_are_dropped(tmp_pat
     sink.write({"kind": "train", "step": 4})
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
     sink.close()
+
+
+def test_rows_of_work_that_is_done_again_are_kept_apart_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"kind": "train", "step": step, "time": f"first {step}"} for step in range(1, 6)]
+    for _ in range(2):  # a kill after the rows were copied leaves them in the file, for the next start to move
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        drop_rows_after(path, 3)
+    assert read_rows(lost_rows_path(path)) == rows[3:]
+    again = {"kind": "train", "step": 4, "time": "second 4"}
+    with path.open("a") as stream:
+        stream.write(json.dumps(again) + "\n")
+    drop_rows_after(path, 3)
+    assert read_rows(lost_rows_path(path)) == [*rows[3:], again]
+    assert read_rows(path) == rows[:3]
 
 
 def test_an_event_after_a_half_written_one_starts_on_its_own_line(tmp_path):
