@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
 from launcher.doctor.pairs import Connection, Pair, best_of, rounds
 from launcher.doctor.roll import Roll
 
 _PASSES = 2
 _MOST_ROUNDS = 16
-_MESSAGES = 8
+_SECONDS = 0.2
+_MOST_MESSAGES = 200
 _PINGS = 20
 _REPEATS = 5
 _POLL_SECONDS = 20e-6
@@ -114,64 +114,79 @@ def measure(store: Store, roll: Roll, groups: Sequence[Sequence[int]], device: t
 
 def _talk(store: Store, pair: Pair, rank: int, device: torch.device, patience: float) -> Connection:
     """One measurement; a failure is part of it."""
+    deadline = time.monotonic() + patience
     try:
-        with _group(store, pair.index(rank), 2, device, patience) as deadline:
-            latency, speed = _exchange(pair.index(rank) == 0, device, deadline)
-    except RuntimeError as error:  # all that torch.distributed raises
+        line = _Line(_group(store, pair.index(rank), 2, device, patience), pair.index(rank), device, deadline)
+        latency, speed = line.measure()
+    except RuntimeError as error:  # all that torch's process groups raise
         return Connection(*pair, None, None, str(error).splitlines()[0])
     return Connection(*pair, speed, latency)
 
 
-@contextmanager
-def _group(store: Store, rank: int, size: int, device: torch.device, patience: float) -> Iterator[float]:
-    """The default process group; gives the time (monotonic) when whatever is done in it must have ended."""
-    deadline = time.monotonic() + patience
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=patience),
-        device_id=device if device.type == "cuda" else None,
-    )
-    try:
-        yield deadline
-    except RuntimeError:
-        if device.type == "cpu":
-            dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
+class _Group(Protocol):
+    """What is used of torch's process groups, gloo's and nccl's."""
+
+    def send(self, tensors: list[Tensor], rank: int, tag: int) -> dist.Work: ...
+
+    def recv(self, tensors: list[Tensor], rank: int, tag: int) -> dist.Work: ...
+
+    def allreduce(self, tensors: list[Tensor]) -> dist.Work: ...
 
 
-def _exchange(is_first: bool, device: torch.device, deadline: float) -> tuple[float, float]:
-    """Latency (seconds) and speed (bytes per second) one way, of both ways together."""
-    few = torch.zeros(8, dtype=torch.uint8, device=device)
-    many = torch.zeros(_SIZES[device.type].message, dtype=torch.uint8, device=device)
-    _send_and_return(many, is_first, device, deadline)  # connects, and finds its memory
-    pings = []
-    for _ in range(_PINGS):
+def _group(store: Store, rank: int, size: int, device: torch.device, patience: float) -> _Group:
+    """A process group that nobody else knows: what goes wrong in it has no consequence for the next."""
+    timeout = timedelta(seconds=patience)
+    if device.type == "cpu":
+        return cast(_Group, ProcessGroupGloo(store, rank, size, timeout))
+    from torch._C._distributed_c10d import ProcessGroupNCCL
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return cast(_Group, ProcessGroupNCCL(store, rank, size, options))
+
+
+class _Line:
+    """The connection of two processes, seen from one of them.
+
+    Args:
+        group: of the two.
+        rank: of this one in it.
+        device: of the tensors.
+        deadline: when all must be done (monotonic).
+    """
+
+    def __init__(self, group: _Group, rank: int, device: torch.device, deadline: float) -> None:
+        self._group = group
+        self._is_first = rank == 0
+        self._device = device
+        self._deadline = deadline
+
+    def measure(self) -> tuple[float, float]:
+        """Latency (seconds) and speed (bytes per second) one way, of both ways together."""
+        few = torch.zeros(1, dtype=torch.int64, device=self._device)
+        many = torch.zeros(_SIZES[self._device.type].message, dtype=torch.uint8, device=self._device)
+        self._there_and_back(many)  # connects, and finds its memory
+        latency = statistics.median(self._there_and_back(few) for _ in range(_PINGS)) / 2
+        # The first one says how often: long enough to meet what slows a process down now and then.
+        few.fill_(min(_MOST_MESSAGES, 1 + int(_SECONDS / self._there_and_back(many))))
+        self._there_and_back(few, returns=False)
+        count = int(few.item())
+        return latency, 2 * count * many.nbytes / sum(self._there_and_back(many) for _ in range(count))
+
+    def _there_and_back(self, tensor: Tensor, returns: bool = True) -> float:
+        """Seconds until the first process has sent it to the second one and got it back."""
         began = time.perf_counter()
-        _send_and_return(few, is_first, device, deadline)
-        pings.append((time.perf_counter() - began) / 2)
-    began = time.perf_counter()
-    for _ in range(_MESSAGES):
-        _send_and_return(many, is_first, device, deadline)
-    return statistics.median(pings), 2 * _MESSAGES * many.nbytes / (time.perf_counter() - began)
+        for sends in (self._is_first, not self._is_first) if returns else (self._is_first,):
+            pass_on = self._group.send if sends else self._group.recv
+            _finish(pass_on([tensor], 1 if self._is_first else 0, 0), self._device, self._deadline)
+        return time.perf_counter() - began
 
 
-def _send_and_return(tensor: Tensor, is_first: bool, device: torch.device, deadline: float) -> None:
-    other = 1 if is_first else 0
-    for sends in (is_first, not is_first):
-        work = dist.isend(tensor, other) if sends else dist.irecv(tensor, other)
-        _finish(work, device, deadline)
-
-
-def _finish(work: dist.Work | None, device: torch.device, deadline: float) -> None:
+def _finish(work: dist.Work, device: torch.device, deadline: float) -> None:
     """Wait for a message to be through.
 
     Raises: RuntimeError if it is not in time.
     """
-    assert work is not None  # as it would be outside of the group
     if device.type == "cpu":
         work.wait(timedelta(seconds=max(0.1, deadline - time.monotonic())))
         return
@@ -181,28 +196,27 @@ def _finish(work: dist.Work | None, device: torch.device, deadline: float) -> No
         time.sleep(_POLL_SECONDS)
 
 
-def _reduce(store: Store, roll: Roll, device: torch.device, patience: float) -> dict[str, object]:
+def _reduce(store: Store, roll: Roll, device: torch.device, patience: float) -> dict[str, Any]:
     """Time to meet and the all-reduces of this process, or its failure; as JSON."""
-    began, size = time.perf_counter(), len(roll.present)
-    sums = []
+    began, deadline = time.perf_counter(), time.monotonic() + patience
+    ranks = list(roll.present)
     try:
-        with _group(PrefixStore("all", store), roll.present.index(roll.rank), size, device, patience) as deadline:
-            _finish(dist.all_reduce(torch.zeros(1, device=device), async_op=True), device, deadline)
-            meeting = time.perf_counter() - began
-            for count in _SIZES[device.type].sums:
-                sums.append((count, _time_all_reduce(count, device, deadline)))
+        group = _group(PrefixStore("all", store), ranks.index(roll.rank), len(ranks), device, patience)
+        _time_all_reduce(group, 4, device, deadline)
+        meeting = time.perf_counter() - began
+        sums = [(count, _time_all_reduce(group, count, device, deadline)) for count in _SIZES[device.type].sums]
     except RuntimeError as error:
         return {"failure": str(error).splitlines()[0]}
     return {"meeting": meeting, "sums": sums}
 
 
-def _time_all_reduce(count: int, device: torch.device, deadline: float) -> float:
-    """Seconds of one all-reduce of so many bytes, the median."""
+def _time_all_reduce(group: _Group, count: int, device: torch.device, deadline: float) -> float:
+    """Seconds of one all-reduce of so many bytes, the median; the first one is not counted."""
     tensor = torch.zeros(count // 4, device=device)
     seconds = []
     for _ in range(_REPEATS + 1):
         began = time.perf_counter()
-        _finish(dist.all_reduce(tensor, async_op=True), device, deadline)
+        _finish(group.allreduce([tensor]), device, deadline)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 
