@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from ptm_dist.engines.deepspeed_config import deepspeed_problems
+from ptm_dist.errors import RecipeError
 from ptm_dist.recipe.schema import Recipe
 from tests.distributed import run_distributed
 from tests.parity.cells import Problem, Trace, reference_trace
-from tests.ptm_dist.deepspeed_cases import Case, Outcome, initial_states, outcomes, relay
+from tests.ptm_dist.deepspeed_cases import Case, Outcome, initial_states, outcomes, relay, running
 
 GPT = Problem(precision="fp32", steps=20)
 BERT = replace(GPT, family="bert")
 ALBERT = replace(GPT, family="albert", steps=5)
 SHORT = replace(GPT, steps=8)
+# What DeepSpeed asks before it computes in fp16 on a CPU.
+HAS_FP16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+needs_fp16 = pytest.mark.skipif(not HAS_FP16, reason="this CPU has no arithmetic in fp16")
 HALF = {precision: replace(SHORT, precision=precision) for precision in ("bf16", "fp16")}
 
 PARITY = {
@@ -51,10 +55,14 @@ PAIRS = {
 }
 
 
+def is_possible(case: Case) -> bool:
+    return HAS_FP16 or case.problem.precision != "fp16"
+
+
 @pytest.fixture(scope="module")
 def results() -> dict[str, Outcome]:
     cases = PARITY | LOW | OVERFLOWING | PAIRS
-    return run_distributed(outcomes, 2, cases)[0]
+    return run_distributed(outcomes, 2, {name: case for name, case in cases.items() if is_possible(case)})[0]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,9 @@ def test_every_stage_stays_on_the_curve_of_plain_training(name, results, referen
     assert weight_deviation(ours, reference) < (1e-4 if PARITY[name].problem == ALBERT else 1e-5)
 
 
-@pytest.mark.parametrize("name", LOW)
+@pytest.mark.parametrize(
+    "name", [name if is_possible(LOW[name]) else pytest.param(name, marks=needs_fp16) for name in LOW]
+)
 def test_low_precision_stays_near_single_precision(name, results, references):
     ours, reference = results[name].trace, references[replace(LOW[name].problem, precision="fp32")]
     # Rounding to 8 and to 11 bits of mantissa, of losses near 4.6.
@@ -92,6 +102,7 @@ def test_low_precision_stays_near_single_precision(name, results, references):
     assert {tensor.dtype for tensor in results[name].state.values()} == {torch.float32}
 
 
+@needs_fp16
 @pytest.mark.parametrize("name", OVERFLOWING)
 def test_a_step_whose_gradients_overflow_is_computed_again_with_a_smaller_scale(name, results, references):
     ours, reference = results[name], references[replace(OVERFLOWING[name].problem, precision="fp32")]
@@ -107,6 +118,21 @@ def test_every_optimizer_does_what_the_native_engine_does(name, results):
     assert deviation(ours.trace.losses, native.trace.losses) < 1e-6
     assert deviation(ours.trace.norms, native.trace.norms) < 2e-6
     assert weight_deviation(ours.trace, native.trace) < 1e-5
+
+
+@pytest.mark.skipif(HAS_FP16, reason="this CPU has arithmetic in fp16")
+def test_fp16_is_refused_with_what_to_use_where_the_device_has_none():
+    case = Case(HALF["fp16"], {"zero_stage": 2})
+    (message,) = run_distributed(refusal, 1, case)
+    assert message.startswith("training.precision=fp16: DeepSpeed does not compute in it on this cpu; use ")
+
+
+def refusal(case: Case) -> str:
+    try:
+        with running(case):
+            return "not refused"
+    except RecipeError as error:
+        return str(error)
 
 
 def test_initial_state_has_the_bits_of_the_native_engine():

@@ -10,7 +10,7 @@ from tests.distributed import run_distributed
 from tests.parity.cells import reference_trace
 from tests.ptm_dist.deepspeed_cases import Case
 from tests.ptm_dist.nvme_cases import Findings, WideProblem, everything, is_built, refusal
-from tests.ptm_dist.test_deepspeed import deviation, weight_deviation
+from tests.ptm_dist.test_deepspeed import HAS_FP16, deviation, needs_fp16, weight_deviation
 
 PROBLEMS = {
     "gpt2": WideProblem(precision="fp32", steps=10),
@@ -25,6 +25,8 @@ PLACES = {
     "both": {"offload_optimizer": "nvme", "offload_parameters": "nvme"},
 }
 SWAPPED = [("gpt2", "optimizer"), ("gpt2", "both"), ("bert", "both"), ("bf16", "parameters"), ("fp16", "both")]
+if not HAS_FP16:
+    del PROBLEMS["fp16"], SWAPPED[-1]
 ZERO_3 = {"zero_stage": 3}
 
 
@@ -67,6 +69,7 @@ def test_the_curve_is_that_of_plain_training(name, tolerance, findings):
     assert deviation(ours.losses, reference.losses) < tolerance
 
 
+@needs_fp16
 def test_gradients_overflow_in_the_case_that_is_made_for_it(findings):
     assert findings.outcomes["fp16 both"].skipped > 0
 
