@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from launcher.elastic.agents import Started
 from launcher.elastic.coordinator import Ending
-from launcher.elastic.launch import Place, keeper_command, train, worker_environment
+from launcher.elastic.launch import Place, keeper_command, train
 from launcher.failures import Kind, describe
 from ptm_dist.recipe.schema import Recipe
 
@@ -31,7 +31,7 @@ def launch(recipe: Recipe, nproc: int) -> int:
 
 def start_here(logs: Path, nproc: int) -> Started:
     """An agent on this machine for `nproc` processes."""
-    return Started({NODE: keeper_command(logs, NODE, nproc)}, worker_environment(os.environ, nproc))
+    return Started({NODE: keeper_command(logs, NODE, nproc)}, os.environ)
 
 
 def conclude(ending: Ending, logs: Path) -> int:

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from ptm_dist.training.world import World
 
 
+DEFAULT_SSH = "ssh -o BatchMode=yes -o ServerAliveInterval=5"
 EXAMPLES = examples(
     "ptm train configs/demo/gpt.yaml",
     "ptm train configs/demo/gpt.yaml --nproc 2 layout.zero_stage=3",
     "ptm train configs/gpt/gpt2-124m.yaml --nproc 8 --dry-run layout.tensor_parallel=2",
+    "ptm train configs/gpt/gpt2-124m.yaml --hosts hosts.txt --nproc 8 --nodes 2",
     "torchrun --nproc-per-node 8 -m launcher train configs/gpt/gpt2-124m.yaml",
 )
 
@@ -30,7 +32,17 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's.")
     ] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Processes to start on this machine.")] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Processes to start on this machine, or on each of --hosts.")
+    ] = None,
+    hosts: Annotated[
+        Path | None, typer.Option(help="File with machines to run on, a line each (`name slots=8`), reached by ssh.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="With --hosts: machines that are enough to go on with; left out: all.")
+    ] = None,
+    ssh: Annotated[str, typer.Option(help="With --hosts: command before a machine's name.")] = DEFAULT_SSH,
+    address: Annotated[str, typer.Option(help="With --hosts: this machine's address, if it must be told.")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, its size, memory and FLOPs; start nothing.")
     ] = False,
@@ -44,8 +56,8 @@ def train(
 ) -> None:
     """Train, or continue, the run that a recipe describes.
 
-    Without --nproc the run joins the world that torchrun, srun or mpirun made, or is a single process. The
-    same command continues a run from its last checkpoint, on whatever layout.
+    Without --nproc and --hosts the run joins the world that torchrun, srun or mpirun made, or is a single process.
+    The same command continues a run from its last checkpoint, on whatever layout.
     """
     from ptm_dist.recipe.loading import dump_recipe, load_recipe
 
@@ -56,9 +68,12 @@ def train(
         print_json(loaded) if as_json else print(dump_recipe(loaded), end="")
     elif dry_run:
         _print_plan(loaded, nproc, as_json, simulate)
+    elif hosts is not None:
+        raise typer.Exit(_run_on_hosts(loaded, hosts, nproc or 1, nodes, ssh, address))
+    elif nodes is not None:
+        raise UserError("--nodes goes with --hosts; add it, or use `ptm submit --nodes` for a Slurm job")
     else:
-        code = run_recipe(loaded, nproc, as_json)
-        raise typer.Exit(code)
+        raise typer.Exit(run_recipe(loaded, nproc, as_json))
 
 
 def run_recipe(recipe: Recipe, nproc: int | None, as_json: bool = False) -> int:
@@ -84,6 +99,20 @@ def run_recipe(recipe: Recipe, nproc: int | None, as_json: bool = False) -> int:
             f"{world.origin}; leave out --nproc to join them"
         )
     return _run_locally(recipe, nproc, as_json)
+
+
+def _run_on_hosts(recipe: Recipe, path: Path, nproc: int, least: int | None, ssh: str, address: str) -> int:
+    from launcher.elastic.layouts import fit
+    from launcher.hosts import launch, read_hosts
+    from ptm_dist.training.preflight import preflight
+
+    hosts = read_hosts(path, nproc)
+    if least is not None and least > len(hosts):
+        raise UserError(f"--nodes {least}: {path} names {len(hosts)} machines; give a number up to that")
+    processes = sum(host.processes for host in hosts)
+    fitted = fit(recipe, processes)
+    preflight(recipe if least is None else fitted.recipe, processes if least is None else fitted.world_size)
+    return launch(recipe, hosts, least or len(hosts), ssh, address)
 
 
 def _run_locally(recipe: Recipe, nproc: int, as_json: bool) -> int:

@@ -50,6 +50,11 @@ class Address:
         (logs / _FILE).unlink(missing_ok=True)
 
 
+def node_name() -> str:
+    """Of this machine; nodes of a rehearsal cluster share a host name, and Slurm's name tells them apart."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def connect(logs: Path, seconds: float) -> tuple[socket.socket, Address] | None:
     """A connection to the coordinator of a run, or None if none answered in time.
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import selectors
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from launcher.elastic.address import connect
+from launcher.elastic.address import connect, node_name
 from launcher.elastic.wire import Message, Wire
 from launcher.elastic.workers import Worker, fork_workers
 from launcher.worker import STACK_SIGNAL, die_with_agent, stack_path
@@ -210,7 +209,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launcher.elastic.agent")
     parser.add_argument("logs", type=Path, help="folder of the run's logs")
     parser.add_argument("--processes", type=int, default=1, help="workers that this node can run")
-    parser.add_argument("--node", default=os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+    parser.add_argument("--node", default=node_name())
     parser.add_argument("--seconds", type=float, default=300.0, help="to look for a coordinator")
     parser.add_argument("--keeper", type=int, help="process without which this one shall not live")
     parser.add_argument("--alive", type=int, help="file descriptor to write to while alive")

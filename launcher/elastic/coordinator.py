@@ -31,6 +31,7 @@ from launcher.elastic.work import Assignment, Work
 from launcher.failures import Failure, Kind, remove_failures
 
 _TICK_SECONDS = 0.05
+_PING_SECONDS = 1.0
 _SETTLE_SECONDS = 0.3
 _STACKS_SECONDS = 3.0
 _FAREWELL_SECONDS = 5.0
@@ -123,7 +124,7 @@ class Coordinator:
         self._pause_until = 0.0
         self._give_up_at = self._gather_until + patience.wait
         self._ending: Ending | None = None
-        self._looked = time.monotonic()
+        self._looked = self._pinged = time.monotonic()
 
     def request_stop(self, number: int) -> None:
         """Have workers finish after their step; a second time: kill them. For signal handlers."""
@@ -170,8 +171,11 @@ class Coordinator:
                 self._welcome(server)
             elif isinstance(key.fileobj, Wire):
                 self._hear(key.fileobj, key.data)
+        now = time.monotonic()
+        pings = now - self._pinged > _PING_SECONDS
+        self._pinged = now if pings else self._pinged
         for member in self._members.all():
-            member.wire.flush()
+            member.wire.send("ping") if pings else member.wire.flush()
 
     def _welcome(self, server: socket.socket) -> None:
         with suppress(OSError):
@@ -282,6 +286,7 @@ class Coordinator:
         from torch._C._distributed_c10d import TCPStore
 
         remove_failures(self._logs)
+        self._members.seat()
         store = TCPStore(self._host, 0, None, True, wait_for_workers=False)
         round_ = Round(self._rounds, self._seats(assignment.world_size), assignment.layout, store)
         for seat in round_.seats:

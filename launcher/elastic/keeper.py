@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from launcher.elastic.address import connect
+from launcher.elastic.address import connect, node_name
 
 _TICK_SECONDS = 0.05
 _SILENCE_SECONDS = 20.0
@@ -64,7 +63,8 @@ class Keeper:
         os.set_blocking(writing, False)
         command = [sys.executable, "-m", "launcher.elastic.agent", *self._options]
         command += ["--keeper", str(os.getpid()), "--alive", str(writing)]
-        self._process = subprocess.Popen(command, pass_fds=[writing])
+        environment = agent_environment(os.environ, int(_option(self._options, "--processes", "1")))
+        self._process = subprocess.Popen(command, pass_fds=[writing], env=environment)
         os.close(writing)
         try:
             return self._watch(self._process, reading)
@@ -91,14 +91,22 @@ class Keeper:
         from launcher.elastic.wire import Wire
 
         wire = Wire(connection)
-        wire.send("returning", token=address.token, node=_node(self._options))
+        wire.send("returning", token=address.token, node=_option(self._options, "--node", node_name()))
         wire.close()
 
 
-def _node(options: Sequence[str]) -> str:
-    if "--node" in options:
-        return options[options.index("--node") + 1]
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+def agent_environment(environ: Mapping[str, str], processes: int) -> dict[str, str]:
+    """The environment of a node's processes: this one's, and sensible values of what the user left open."""
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**defaults, **environ}
+
+
+def _option(options: Sequence[str], name: str, default: str) -> str:
+    return options[options.index(name) + 1] if name in options else default
 
 
 def main() -> int:

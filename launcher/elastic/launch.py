@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,16 +85,6 @@ def patience_of(section: LaunchSection) -> Patience:
 def keeper_command(logs: Path, node: str, processes: int, python: str = sys.executable) -> list[str]:
     """The program that stands for a node in a run."""
     return [python, "-m", "launcher.elastic.keeper", str(logs), "--node", node, "--processes", str(processes)]
-
-
-def worker_environment(environ: Mapping[str, str], processes: int) -> dict[str, str]:
-    """The environment of a node's processes: this one's, and sensible numbers of threads unless the user has some."""
-    defaults = {
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {**defaults, **environ}
 
 
 def say(text: str) -> None:

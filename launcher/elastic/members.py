@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -30,9 +31,10 @@ class Member:
 
 
 class Members:
-    """All of them, in the order in which they came; one that comes back keeps its place.
+    """All of them, in the order of ranks.
 
-    The order is that of ranks: who stays keeps its part of the state in memory.
+    Those of a round are in the order of their names, in which neighbours are close to each other; newcomers stand
+    behind them, and one that comes back has its old place: who stays keeps its part of the state in memory.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,15 @@ class Members:
 
     def all(self) -> list[Member]:
         """In rank order."""
-        return sorted(self._members.values(), key=lambda member: self._places[member.node])
+        last = len(self._places)
+        return sorted(
+            self._members.values(), key=lambda member: (self._places.get(member.node, last), _natural(member.node))
+        )
+
+    def seat(self) -> None:
+        """A round begins: from now on all that are here have their places."""
+        for member in self.all():
+            self._places.setdefault(member.node, len(self._places))
 
     def find(self, node: str) -> Member | None:
         """A node by its name."""
@@ -53,7 +63,6 @@ class Members:
 
     def add(self, member: Member) -> None:
         """Let a node in."""
-        self._places.setdefault(member.node, len(self._places))
         self._members[member.node] = member
         self._returning.pop(member.node, None)
 
@@ -81,3 +90,9 @@ class Members:
         """Of the smallest device; None if unknown."""
         known = [member.device_memory for member in self._members.values() if member.device_memory is not None]
         return min(known, default=None)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A name as people sort it: n2 before n10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -16,6 +16,9 @@ COMMENT_PREFIX = "ptm:"
 JOINER_PREFIX = "ptm-node-for:"
 """The same for a job that only brings a node to another one."""
 
+SUCCESSOR_PREFIX = "ptm-successor-for:"
+"""The same for a job that waits whether it is needed."""
+
 REQUEUE_CODE = 3
 """Exit code of a coordinator that wants to be started again with more nodes."""
 
@@ -65,12 +68,12 @@ if [ -n "$${PTM_AFTER:-}" ]; then
         NODE_FAIL*|*JobLaunchFailure*|*NodeFail*|*BatchScript*|'') ;;
         *) echo "job $$PTM_AFTER ended by itself: nothing to do"; exit 0 ;;
     esac
+    scontrol update jobid="$$SLURM_JOB_ID" comment=$comment
     note submit ', "after": '"$$PTM_AFTER"', "nodes": [$least, $most], "processes_per_node": $each'
     if [ -e "$$PTM_RUN/slurm/stop-$$PTM_AFTER" ]; then exit 0; fi
 fi
 SUCCESSOR=$$(PTM_AFTER=$$SLURM_JOB_ID sbatch --parsable --dependency=afternotok:"$$SLURM_JOB_ID" \\
-    --kill-on-invalid-dep=yes --begin=now+5 "$$PTM_RUN/slurm/job.sh")
-JOINERS=
+    --kill-on-invalid-dep=yes --comment=$successor_comment "$$PTM_RUN/slurm/job.sh")
 trap 'scancel $$SUCCESSOR $$JOINERS 2>/dev/null' EXIT
 """
 
@@ -88,22 +91,28 @@ $coordinator --nodes $least:$most --expect "$$SLURM_JOB_NUM_NODES" --host "$${AD
 COORDINATOR=$$!
 agents &
 AGENTS=$$!
+JOINERS=
 """
 
-_WAIT = """\
-# A signal ends wait, but not the coordinator.
-while kill -0 "$$COORDINATOR" 2>/dev/null; do wait "$$COORDINATOR"; done
+_WATCH = """\
+# A signal ends wait, but not the coordinator. Without agents it would wait for them in vain.
+SECONDS=0
+GONE=0
+while kill -0 "$$COORDINATOR" 2>/dev/null; do
+    sleep 1 &
+    wait $$!
+    if kill -0 "$$AGENTS" 2>/dev/null || [ -n "$$JOINERS" ]; then GONE=0; else GONE=$$((GONE + 1)); fi
+    if [ "$$GONE" = 10 ]; then echo "all agents have ended"; kill -TERM "$$COORDINATOR"; fi
+$grow
+done
 wait "$$COORDINATOR"
 CODE=$$?
 """
 
 _GROW = """\
-# A node that broke does not come back into this job: a job of its own brings another one, when there is one.
-ROUND=0
-while kill -0 "$$COORDINATOR" 2>/dev/null; do
-    sleep 1
-    ROUND=$$((ROUND + 1))
-    [ $$((ROUND % $grow_seconds)) = 0 ] || continue
+    # A node that broke does not come back into this job: a job of its own brings another one, when there is one.
+    if [ "$$SECONDS" -lt $grow_seconds ]; then continue; fi
+    SECONDS=0
     HAVE=$$(squeue -h -j "$$SLURM_JOB_ID" -o %D)
     COMING=$$([ -z "$$JOINERS" ] || squeue -h -j "$$(echo $$JOINERS | tr ' ' ,)" -o %i 2>/dev/null | wc -l)
     if [ -n "$$HAVE" ] && [ $$((HAVE + $${COMING:-0})) -lt $most ]; then
@@ -111,11 +120,7 @@ while kill -0 "$$COORDINATOR" 2>/dev/null; do
             "$$PTM_RUN/slurm/job.sh") || continue
         JOINERS="$$JOINERS $$JOINER"
         echo "$$(date +%T) job $$JOINER is to bring a node"
-    fi
-done
-wait "$$COORDINATOR"
-CODE=$$?
-"""
+    fi"""
 
 _ENDING = """\
 for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$$AGENTS" 2>/dev/null || break; sleep 0.5; done
@@ -138,6 +143,7 @@ _REQUEUE = """\
 note requeue
 echo "$(date +%T) not finished: back to the queue"
 trap '' TERM
+[ -z "${SUCCESSOR:-}$JOINERS" ] || scancel ${SUCCESSOR:-} $JOINERS
 scontrol requeue "$SLURM_JOB_ID"
 # Nodes that were found to be bad are not wanted again; Slurm takes that only from a job that waits.
 BAD=$(sort -u "$PTM_RUN/slurm/bad-nodes" 2>/dev/null | paste -sd, -)
@@ -186,14 +192,17 @@ class JobScript:
             "most": str(most),
             "each": str(self.profile.processes_per_node),
             "grow_seconds": str(self.profile.grow_seconds),
+            "comment": _quoted(f"{COMMENT_PREFIX}{self.run}"),
+            "successor_comment": _quoted(f"{SUCCESSOR_PREFIX}{self.run}"),
             "joiner_comment": _quoted(f"{JOINER_PREFIX}{self.run}"),
             "requeue_code": str(REQUEUE_CODE),
             "requeue": _REQUEUE if self.profile.requeue else 'exit "$CODE"',
         }
         options = "".join(f"#SBATCH {option}\n" for option in self._options())
         before = Template(_HEAD + _SIGNALS).substitute(values)
-        parts = [_JOIN, *([_SUCCESSOR] if self.is_elastic else []), _RUN, _GROW if self.is_elastic else _WAIT, _ENDING]
-        after = Template("".join(parts)).substitute(values)
+        values["grow"] = Template(_GROW).substitute(values) if self.is_elastic else ""
+        parts = [_JOIN, *([_SUCCESSOR] if self.is_elastic else []), _RUN, _WATCH, _ENDING]
+        after = Template("".join(parts)).substitute(values).replace("\n\ndone", "\ndone")
         return f"#!/bin/bash\n{options}{before}{self._surroundings()}{after}"
 
     def _options(self) -> Iterator[str]:
