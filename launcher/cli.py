@@ -7,7 +7,7 @@ import sys
 import typer
 
 from data_pipeline.errors import UserError
-from launcher.commands import checkpoint, data, demo, fill, generate, jobs, submit, tokenizer, train
+from launcher.commands import checkpoint, data, demo, doctor, fill, generate, jobs, report, submit, tokenizer, train
 
 app = typer.Typer(
     name="ptm",
@@ -24,6 +24,8 @@ app.command("submit", epilog=submit.EXAMPLES)(submit.submit)
 app.command("status", epilog=jobs.STATUS_EXAMPLES)(jobs.status)
 app.command("logs", epilog=jobs.LOGS_EXAMPLES)(jobs.logs)
 app.command("stop", epilog=jobs.STOP_EXAMPLES)(jobs.stop)
+app.command("report", epilog=report.EXAMPLES)(report.report)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("fill", epilog=fill.EXAMPLES)(fill.fill)
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -36,6 +36,7 @@ class _Draft:
         mark: its first event: a round, or the start of processes that need none.
         nodes: names, if agents started it.
         start: says at which step it starts; None if it died before it knew.
+        source: where its state came from, as the run says it.
         events: until the next one begins.
         rows: of its steps that are in the run.
         lost: rows of its other steps.
@@ -44,6 +45,7 @@ class _Draft:
     mark: Event
     nodes: tuple[str, ...]
     start: Event | None
+    source: str = ""
     events: list[Event] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
     lost: list[StepRow] = field(default_factory=list)
@@ -104,7 +106,10 @@ def timeline_of(history: History) -> Timeline:
 def _drafts(events: Sequence[Event]) -> list[_Draft]:
     drafts: list[_Draft] = []
     waits = False  # Whether the newest one has not said yet at which step it starts.
+    source = ""
     for event in events:
+        if event.kind == "resume":
+            source = str(event.values.get("source", ""))
         if event.kind == "start" and waits:
             drafts[-1].start = event
         elif event.kind == "round":
@@ -116,6 +121,8 @@ def _drafts(events: Sequence[Event]) -> list[_Draft]:
             drafts[-1].events.append(event)
         if event.kind in ("round", "start", "failure"):
             waits = event.kind == "round"
+        if event.kind == "start":
+            drafts[-1].source, source = source, ""
     return drafts
 
 
@@ -162,6 +169,7 @@ def _life(draft: _Draft, following: Sequence[_Draft], before: Sequence[Life], la
         start_step=start_step,
         reached=reached,
         kept=max(start_step or 0, min([reached, *starts])),
+        source=draft.source,
         stepping=stepping,
         first_step=first_step,
         events=tuple(draft.events),

@@ -18,6 +18,7 @@ class Recovery:
         cause: in words.
         reached: steps that were done.
         resumed_from: steps that the next life began with; None: there is none yet.
+        source: where that one's state came from, if it said so.
         seconds: until the next step was done, in whichever life; None: not yet.
         seconds_to_same_step: until as many steps were done again as at the failure; None: not yet.
         steps_again: that had to be computed a second time.
@@ -28,6 +29,7 @@ class Recovery:
     cause: str
     reached: int
     resumed_from: int | None
+    source: str
     seconds: float | None
     seconds_to_same_step: float | None
     steps_again: int
@@ -54,6 +56,7 @@ def _recovery(life: Life, following: Sequence[Life]) -> Recovery:
         cause=life.cause or "killed without a word",
         reached=life.reached,
         resumed_from=resumed.start_step if resumed is not None else None,
+        source=resumed.source if resumed is not None else "",
         seconds=None if stepped is None else stepped - life.ended,
         seconds_to_same_step=None if same is None or stepped is None else max(same, stepped) - life.ended,
         steps_again=0 if life.start_step is None else life.reached - life.kept,

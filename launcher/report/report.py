@@ -112,6 +112,7 @@ def _life(life: Life) -> dict[str, Any]:
         "start_step": life.start_step,
         "reached": life.reached,
         "kept": life.kept,
+        "source": life.source,
         "seconds_to_first_step": None if life.first_step is None else life.first_step - life.began,
         "seconds": {part.name.lower(): value for part, value in parts_of(life).items()},
     }

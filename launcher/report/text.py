@@ -162,14 +162,15 @@ def _ranks(life: Life) -> str:
 
 
 def _failures(found: Sequence[Recovery], clock: str) -> Table:
-    names = ("life", "at", "step", "back at", "again", "next step", "same step", "cause")
-    columns = tuple(Column(name, name not in ("at", "cause"), name == "cause") for name in names)
+    names = ("life", "at", "step", "back at", "from", "again", "next step", "same step", "cause")
+    columns = tuple(Column(name, name not in ("at", "from", "cause"), name == "cause") for name in names)
     rows = tuple(
         (
             str(recovery.life),
             _at(recovery.time, clock),
             str(recovery.reached),
             "" if recovery.resumed_from is None else str(recovery.resumed_from),
+            recovery.source,
             str(recovery.steps_again),
             _after(recovery.seconds),
             _after(recovery.seconds_to_same_step),

@@ -48,6 +48,7 @@ class Life:
         start_step: steps that were done before; None if it died before it knew.
         reached: most steps that were done.
         kept: steps up to this one are in the run; later lives computed the others again.
+        source: where the state that it began with came from (`memory`, `disk`), if it said so.
         stepping: when its first step began; `ended` if it came to none.
         first_step: when its first step was done; None if it came to none.
         events: between its begin and the next one's.
@@ -66,6 +67,7 @@ class Life:
     start_step: int | None
     reached: int
     kept: int
+    source: str
     stepping: float
     first_step: float | None
     events: tuple[Event, ...]

@@ -22,7 +22,13 @@ from tests.ptm_dist.runs import make_recipe
 
 ZERO = 1_800_000_000.0
 BATCH = 6
-FAILURE = {"rank": 1, "node": "b", "kind": "error", "cause": "rank 1 was killed by SIGKILL", "place": "in phase step"}
+FAILURE = {
+    "rank": 1,
+    "node": "b",
+    "failure": "error",
+    "cause": "rank 1 was killed by SIGKILL",
+    "place": "in phase step",
+}
 
 
 def iso(seconds: float) -> str:
@@ -133,7 +139,8 @@ def two_node_run(script: Script) -> None:
     script.event("failure", 2, step=26, **FAILURE)
     script.event("restart", rank=1, cause="x", restarts_left=2)
     script.event("round", 1, number=1, nodes=["a"], world_size=1, layout="one", spares=[])
-    script.at += 10
+    script.event("resume", 9, source="memory", step=20)
+    script.at += 1
     script.start(20, seconds=9, layout="one", world_size=1)
     script.steps(21, 40, each=2, is_first=True)
     script.event("node_joined", node="b", processes=1)
@@ -161,7 +168,8 @@ def test_a_lost_node_and_its_return(script):
     }
     (recovery,) = report.recoveries
     assert recovery.cause == "rank 1 on b (in phase step): was killed by SIGKILL"
-    assert (recovery.reached, recovery.resumed_from, recovery.steps_again) == (26, 20, 6)
+    assert (recovery.reached, recovery.resumed_from, recovery.source, recovery.steps_again) == (26, 20, "memory", 6)
+    assert [life.source for life in lives] == ["", "memory", ""]
     assert recovery.seconds == pytest.approx(3 + 10 + 2)
     assert recovery.seconds_to_same_step == pytest.approx(3 + 10 + 2 * 6)
 
