@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from data_pipeline.errors import UserError
 from ptm_dist.training.world import World
@@ -19,7 +19,7 @@ class WorldError(UserError):
     """Environment variables of a process launcher that are incomplete or contradict each other."""
 
 
-def find_world(environ: Environment) -> World | None:
+def find_world(environ: Environment, ask_mpi: Callable[[], World | None] | None = None) -> World | None:
     """The world this process was started in, or None if no launcher made one.
 
     Asked in this order, because the later ones are often the surroundings of the former: torchrun, Open MPI's
@@ -27,19 +27,21 @@ def find_world(environ: Environment) -> World | None:
 
     Args:
         environ: usually ``os.environ``.
+        ask_mpi: what MPI says, :func:`launcher.mpi.world_of_mpi`; asked by the ranks of an mpirun without MASTER_ADDR
+            and MASTER_PORT.
 
     Raises: WorldError if a launcher's variables are incomplete; the message names them.
     """
     if "RANK" in environ or "LOCAL_RANK" in environ:
         return _torchrun(environ)
     if "OMPI_COMM_WORLD_RANK" in environ:
-        return _mpirun(environ, "OMPI_COMM_WORLD_")
+        return _mpirun(environ, "OMPI_COMM_WORLD_", ask_mpi)
     if "PMI_RANK" in environ and "MPI_LOCALRANKID" in environ:
-        return _mpirun(environ, "PMI_")
+        return _mpirun(environ, "PMI_", ask_mpi)
     if _is_slurm_step(environ):
         return _srun(environ)
     if "PMI_RANK" in environ:
-        return _mpirun(environ, "PMI_")
+        return _mpirun(environ, "PMI_", ask_mpi)
     return _torchrun(environ) if "WORLD_SIZE" in environ else None
 
 
@@ -78,13 +80,26 @@ def _torchrun(environ: Environment) -> World:
     )
 
 
-def _mpirun(environ: Environment, prefix: str) -> World:
+def _mpirun(environ: Environment, prefix: str, ask_mpi: Callable[[], World | None] | None) -> World:
+    _require(environ, "mpirun", (prefix + "RANK", prefix + "SIZE"))
+    says_where = environ.get("MASTER_ADDR") and environ.get("MASTER_PORT")
+    told = ask_mpi() if ask_mpi is not None and not says_where else None
+    if told is not None and told.world_size == _number(environ, prefix + "SIZE"):
+        return told
+    remedy = "install mpi4py (pip install 'ptm-dist[mpi]')"
+    if told is not None:
+        remedy = f"install mpi4py for this MPI (the one that is there is of another, and finds {told.world_size} ranks)"
+    return _mpirun_by_variables(environ, prefix, remedy)
+
+
+def _mpirun_by_variables(environ: Environment, prefix: str, remedy: str) -> World:
+    """The same without MPI's own word; `remedy` is how that could be had."""
     open_mpi = prefix.startswith("OMPI")
     local = (prefix + "LOCAL_RANK", prefix + "LOCAL_SIZE") if open_mpi else ("MPI_LOCALRANKID", "MPI_LOCALNRANKS")
-    _require(environ, "mpirun", (prefix + "RANK", prefix + "SIZE", *local))
+    _require(environ, "mpirun", local)
     world_size, local_world_size = _number(environ, prefix + "SIZE"), _number(environ, local[1])
     if local_world_size < world_size:
-        hint = "mpirun over several machines: export MASTER_ADDR (host of rank 0) and MASTER_PORT to all ranks"
+        hint = f"mpirun over several machines: {remedy}, or export both (host of rank 0, a free port) to all ranks"
         _require(environ, "mpirun", ("MASTER_ADDR", "MASTER_PORT"), hint)
     job = environ.get("PMIX_NAMESPACE", environ.get("PMI_JOBID", ""))
     return _checked(

@@ -52,8 +52,9 @@ def doctor(
     Exit code 0: fit to train; 1: a node is bad, and is named with the reason.
     """
     from launcher.environment import find_world
+    from launcher.mpi import world_of_mpi
 
-    world = find_world(os.environ)
+    world = find_world(os.environ, world_of_mpi)
     subject = _subject(recipe, overrides or [], folder, device, timeout)
     if nproc is not None:
         _refuse_two_worlds(world, nproc)

@@ -88,9 +88,10 @@ def run_recipe(recipe: Recipe, nproc: int | None, as_json: bool = False) -> int:
     Raises: UserError for all that a user can mend.
     """
     from launcher.environment import find_world
+    from launcher.mpi import world_of_mpi
     from ptm_dist.training.world import World
 
-    world = find_world(os.environ)
+    world = find_world(os.environ, world_of_mpi)
     if nproc is None:
         return _run_in(world or World.single(), recipe, as_json)
     if world is not None and world.world_size > 1:

@@ -133,11 +133,23 @@ def test_hydra_is_found():
 
 def test_mpirun_over_several_machines_never_falls_back_to_localhost():
     several = {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4"}
-    with pytest.raises(WorldError, match="MASTER_ADDR, MASTER_PORT; mpirun over several machines"):
+    with pytest.raises(WorldError, match="MASTER_ADDR, MASTER_PORT; mpirun over several machines: install mpi4py"):
         find_world(several)
+    with pytest.raises(WorldError, match="is of another, and finds 1 ranks"):
+        find_world(several, World.single)
+    with pytest.raises(WorldError, match="install mpi4py"):
+        find_world(several, lambda: None)
     world = find_world({**several, "MASTER_ADDR": "n1", "MASTER_PORT": "29500"})
     assert world is not None
     assert (world.master_addr, world.master_port) == ("n1", 29500)
+
+
+def test_mpi_itself_tells_the_world_unless_the_meeting_place_is_given():
+    told = World(1, 2, 0, 1, "n1", 4711, "mpirun")
+    assert find_world(OPEN_MPI, lambda: told) == told
+    given = find_world({**OPEN_MPI, "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}, lambda: told)
+    assert given is not None
+    assert (given.local_rank, given.master_port) == (1, 29500)
 
 
 def test_a_rank_outside_its_world_is_refused():
