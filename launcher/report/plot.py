@@ -133,12 +133,11 @@ def _label_lives(axes: Axes, report: Report, clock: _Clock) -> None:
 
 
 def _draw_gaps(axes: Axes, report: Report, clock: _Clock) -> None:
-    """Time in which nothing was to run."""
+    """Time in which nobody computed."""
     room = (report.timeline.ended - report.timeline.began) * _LABEL_SHARE
     for gap in report.timeline.gaps:
-        if gap.why is Away.DOWNTIME:
-            continue
-        axes.axvspan(clock.at(gap.began), clock.at(gap.ended), color=_PART_COLOURS[Part(gap.why)], alpha=0.35, lw=0)
+        alpha = 0.12 if gap.why is Away.DOWNTIME else 0.35
+        axes.axvspan(clock.at(gap.began), clock.at(gap.ended), color=_PART_COLOURS[Part(gap.why)], alpha=alpha, lw=0)
         if gap.ended - gap.began >= room:
             place = (clock.at((gap.began + gap.ended) / 2), 0)
             axes.annotate(gap.why, place, ha="center", va="center", fontsize=9, color="#333333")

@@ -26,6 +26,7 @@ COMMANDS = [
     ("status",),
     ("logs",),
     ("stop",),
+    ("report",),
     ("demo",),
 ]
 
