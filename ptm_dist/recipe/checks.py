@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ptm_dist.errors import LayoutError, RecipeError
 from ptm_dist.recipe.data_checks import data_problems
 from ptm_dist.recipe.family_checks import family_problems, phase_problems
+from ptm_dist.recipe.health_checks import health_problems
 from ptm_dist.recipe.layout import either, near_divisors
 from ptm_dist.recipe.layout_checks import fit_problems, shown
 from ptm_dist.recipe.nearest import suggestion
@@ -34,6 +35,7 @@ def check_recipe(recipe: Recipe, world_size: int, tokenizer_vocab_size: int | No
         *_schedule_problems(recipe),
         *phase_problems(recipe),
         *data_problems(recipe),
+        *health_problems(recipe),
         *_engine_problems(recipe),
     ]
     layout = list(fit_problems(recipe, recipe.layout, world_size))
