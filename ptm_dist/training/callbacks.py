@@ -26,6 +26,7 @@ from ptm_dist.training.link import Phase
 from ptm_dist.training.machine import Machine
 from ptm_dist.training.metrics import Interval
 from ptm_dist.training.signals import StopFlag
+from ptm_dist.training.stragglers import Stragglers
 from ptm_dist.training.trainer import Callback, StepRecord, Trainer
 
 MAKES_WAY = "another world"
@@ -98,17 +99,22 @@ class TrainRows(Callback):
         every: steps between rows.
         machine: for throughput and utilisation.
         control: all ranks.
+        stragglers: looked for with each row.
         journal: where rows go.
     """
 
-    def __init__(self, every: int, machine: Machine, control: ControlGroup, journal: Journal) -> None:
+    def __init__(
+        self, every: int, machine: Machine, control: ControlGroup, stragglers: Stragglers, journal: Journal
+    ) -> None:
         self.interval = Interval(machine, control)
+        self._stragglers = stragglers
         self._every = every
         self._journal = journal
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Take in the step; write if it is time."""
         self.interval.add(record)
+        self._stragglers.add(record)
         if record.step % self._every == 0 or trainer.is_finished:
             self.flush()
 
@@ -120,7 +126,7 @@ class TrainRows(Callback):
         """Write the steps since the last row, if any; collective."""
         row = self.interval.take_row()
         if row is not None:
-            self._journal.write(row)
+            self._journal.write({**row, **self._stragglers.take(row["step"])})
 
 
 class Validation(Callback):

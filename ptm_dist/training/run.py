@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from ptm_dist.training.callbacks import (
     Validation,
 )
 from ptm_dist.training.data import RecipeData
+from ptm_dist.training.health import Health, RollbackRequired
 from ptm_dist.training.journal import Journal
 from ptm_dist.training.link import Link, NoLink, Phase
 from ptm_dist.training.machine import Machine, machine_of
@@ -40,8 +41,12 @@ from ptm_dist.training.metrics import read_rows
 from ptm_dist.training.processes import choose_device, make_deterministic, process_group
 from ptm_dist.training.quarantine import Quarantine
 from ptm_dist.training.resume import resume
+from ptm_dist.training.rollback import decide, enforce
 from ptm_dist.training.run_directory import RunDirectory
 from ptm_dist.training.signals import StopFlag, stop_signals
+from ptm_dist.training.skips import Skips, StepRange
+from ptm_dist.training.spikes import LossWindow
+from ptm_dist.training.stragglers import Stragglers
 from ptm_dist.training.trainer import Progress, StepRecord, Trainer
 from ptm_dist.training.world import World
 
@@ -59,7 +64,7 @@ class RunSummary:
         step: steps done.
         total_steps: of the run.
         stop_reason: a signal's name or the recipe key that stopped it; None if it has all its steps.
-        loss: training loss of the last step.
+        loss: training loss of the last step; None if it was none.
         validation_loss: at the last step, None if it was not validated there.
         checkpoint: the newest one; None if the run was stopped before its first step.
         seconds: wall time of this life.
@@ -94,6 +99,7 @@ class _Life:
     recipe: Recipe
     layout: ResolvedLayout
     device: torch.device
+    node: str
     control: ControlGroup
     directory: RunDirectory
     journal: Journal
@@ -129,12 +135,10 @@ def run(recipe: Recipe, world: World, link: Link | None = None) -> RunSummary:
         directory = RunDirectory(recipe.directory)
         control.from_first(lambda: directory.prepare(recipe))
         with _owned(directory, control, is_watched=not isinstance(link, NoLink)):
-            life = _build(recipe, device, control, directory, link, started)
-            link.report(Phase.LOAD, 0)
-            info = resume(recipe, life.engine, life.store, life.data.fingerprint, control, life.journal)
-            trainer, last = _train(life, info, flag)
-    start_step = info.step if info is not None else 0
-    return _summary(life, trainer, start_step, last or info, time.monotonic() - started)
+            build = partial(_build, recipe, device, world.node, control, directory, link)
+            while (ended := _live(build(started), flag)) is None:  # after a rollback
+                started = time.monotonic()
+    return ended
 
 
 @contextmanager
@@ -157,13 +161,20 @@ def _owned(directory: RunDirectory, control: ControlGroup, is_watched: bool) -> 
 
 
 def _build(
-    recipe: Recipe, device: torch.device, control: ControlGroup, directory: RunDirectory, link: Link, began: float
+    recipe: Recipe,
+    device: torch.device,
+    node: str,
+    control: ControlGroup,
+    directory: RunDirectory,
+    link: Link,
+    began: float,
 ) -> _Life:
     layout = resolve_layout(recipe.layout, control.size)
     return _Life(
         recipe=recipe,
         layout=layout,
         device=device,
+        node=node,
         control=control,
         directory=directory,
         journal=Journal(directory, recipe, control),
@@ -175,21 +186,41 @@ def _build(
     )
 
 
-def _train(life: _Life, info: CheckpointInfo | None, flag: StopFlag) -> tuple[Trainer, CheckpointInfo | None]:
+def _live(life: _Life, flag: StopFlag) -> RunSummary | None:
+    """From the newest checkpoint of the line that counts to the end of this life; None if it ends in a rollback."""
+    life.link.report(Phase.LOAD, 0)
+    rollbacks = enforce(life.directory, life.control)
+    info = resume(life.recipe, life.engine, life.store, life.data.fingerprint, life.control, life.journal)
+    try:
+        trainer, last = _train(life, info, flag, rollbacks)
+    except RollbackRequired as request:
+        decide(request, life.directory, life.control, life.journal)
+        return None
+    start_step = info.step if info is not None else 0
+    return _summary(life, trainer, start_step, last or info, time.monotonic() - life.began)
+
+
+def _train(
+    life: _Life, info: CheckpointInfo | None, flag: StopFlag, rollbacks: Iterable[StepRange]
+) -> tuple[Trainer, CheckpointInfo | None]:
     """The loop with all callbacks; also gives the last checkpoint it made."""
     recipe, control, journal, engine = life.recipe, life.control, life.journal, life.engine
-    progress = Progress(info.manifest.step, info.manifest.samples) if info is not None else Progress()
+    progress = Progress()
+    if info is not None:
+        progress = Progress(info.manifest.step, info.manifest.samples, info.manifest.updates_done)
+    health = _health(life, info, rollbacks)
     machine = machine_of(recipe, life.device, control)
     quarantine = _quarantine(life, info)
-    rows = TrainRows(recipe.logging.every, machine, control, journal)
+    stragglers = Stragglers(recipe.health, life.device, life.node, control, journal)
+    rows = TrainRows(recipe.logging.every, machine, control, stragglers, journal)
     validation = _validation(life)
-    describe = partial(_describe, life, quarantine)
+    describe = partial(_describe, life, quarantine, health, progress)
     checkpointing = Checkpointing(life.store, control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
     stop_on_signal, first_step = StopOnSignal(flag, control, journal), FirstStep(journal)
     callbacks = (stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
     present = [callback for callback in callbacks if callback is not None]
-    trainer = Trainer(engine, recipe, progress, present, life.link)
+    trainer = Trainer(engine, recipe, progress, present, life.link, health)
     try:
         journal.open_rows(progress.step)
         _announce(life, machine, progress)
@@ -261,7 +292,25 @@ def _batches(life: _Life, step: int, quarantine: Quarantine) -> Iterator[StepBat
     )
 
 
-def _describe(life: _Life, quarantine: Quarantine, record: StepRecord, metrics: dict[str, float]) -> Description:
+def _health(life: _Life, info: CheckpointInfo | None, rollbacks: Iterable[StepRange]) -> Health:
+    """What the checkpoint remembers, and the rollbacks that came after it."""
+    section, known = life.recipe.health, info.manifest if info is not None else None
+    skips = Skips(known.skipped if known is not None else ())
+    for first, last in rollbacks:
+        skips.add(first, last)
+    losses = known.recent_losses if known is not None else ()
+    window = LossWindow(section.spike_window, section.spike_deviations, losses)
+    return Health(section, skips, window, life.control, life.journal)
+
+
+def _describe(
+    life: _Life,
+    quarantine: Quarantine,
+    health: Health,
+    progress: Progress,
+    record: StepRecord,
+    metrics: dict[str, float],
+) -> Description:
     return Description(
         step=record.step,
         samples=record.samples,
@@ -270,11 +319,14 @@ def _describe(life: _Life, quarantine: Quarantine, record: StepRecord, metrics: 
         model_fingerprint=model_fingerprint(life.recipe),
         layout=life.layout.describe(),
         data_fingerprint=life.data.fingerprint,
-        metrics=metrics,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         torch_version=torch.__version__,
         world_size=life.control.size,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         quarantine=tuple(quarantine.shards),
+        skipped=health.skips.ranges,
+        updates=progress.updates,
+        recent_losses=health.window.losses,
     )
 
 
