@@ -19,10 +19,11 @@ from launcher.doctor.roll import Roll
 
 _PASSES = 2
 _MOST_ROUNDS = 16
-_SECONDS = 0.2
-_MOST_MESSAGES = 200
-_PINGS = 20
-_REPEATS = 5
+_SECONDS = 0.1
+_BATCH = 4
+_FEWEST_BATCHES, _MOST_BATCHES = 2, 50
+_PINGS = 10
+_REPEATS = 3
 _POLL_SECONDS = 20e-6
 
 
@@ -167,11 +168,15 @@ class _Line:
         many = torch.zeros(_SIZES[self._device.type].message, dtype=torch.uint8, device=self._device)
         self._there_and_back(many)  # connects, and finds its memory
         latency = statistics.median(self._there_and_back(few) for _ in range(_PINGS)) / 2
-        # The first one says how often: long enough to meet what slows a process down now and then.
-        few.fill_(min(_MOST_MESSAGES, 1 + int(_SECONDS / self._there_and_back(many))))
-        self._there_and_back(few, returns=False)
-        count = int(few.item())
-        return latency, 2 * count * many.nbytes / sum(self._there_and_back(many) for _ in range(count))
+        taken = 0.0
+        for number in range(1, _MOST_BATCHES + 1):
+            taken += sum(self._there_and_back(many) for _ in range(_BATCH))
+            # The first one's clock decides: long enough to meet what slows a process down now and then.
+            few.fill_(int(taken < _SECONDS or number < _FEWEST_BATCHES))
+            self._there_and_back(few, returns=False)
+            if not few.item():
+                break
+        return latency, 2 * number * _BATCH * many.nbytes / taken
 
     def _there_and_back(self, tensor: Tensor, returns: bool = True) -> float:
         """Seconds until the first process has sent it to the second one and got it back."""
