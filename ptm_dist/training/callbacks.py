@@ -1,26 +1,16 @@
-"""Everything beside the step: rows, validation, checkpoints, stopping."""
+"""Everything beside the step but checkpoints: rows, validation, stopping."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from data_pipeline.batches import StepBatch
-from ptm_dist.checkpoint.model import find_checkpoint
-from ptm_dist.checkpoint.retention import VALIDATION, Best, in_use, prune
-from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, list_checkpoints
-from ptm_dist.engines.engine import Engine
-from ptm_dist.engines.losses import named_metrics
-from ptm_dist.errors import CheckpointError, RecipeError
 from ptm_dist.parallel.control import ControlGroup
-from ptm_dist.recipe.schema import CheckpointSection, Recipe
-from ptm_dist.training.intervals import IntervalAdvice
+from ptm_dist.recipe.schema import CheckpointSection
 from ptm_dist.training.journal import Journal
 from ptm_dist.training.link import Phase
 from ptm_dist.training.machine import Machine
@@ -186,124 +176,3 @@ def _reported(batches: Iterable[StepBatch], trainer: Trainer) -> Iterator[StepBa
     for batch in batches:
         trainer.report(Phase.VALIDATE)
         yield batch
-
-
-class Checkpointing(Callback):
-    """Saves every few steps or minutes, at the best validation, at a stop, and at the end.
-
-    Args:
-        store: of the run.
-        control: all ranks.
-        describe: says of a step and its metrics what the manifest must hold.
-        rows: written out before a checkpoint commits, so that no row straddles one.
-        validation: whose best figure is worth a checkpoint; None if the run does not validate.
-        journal: told of each checkpoint.
-    """
-
-    def __init__(
-        self,
-        store: CheckpointStore,
-        control: ControlGroup,
-        describe: Callable[[StepRecord, dict[str, float]], Description],
-        rows: TrainRows,
-        validation: Validation | None,
-        journal: Journal,
-    ) -> None:
-        self._store = store
-        self._control = control
-        self._describe = describe
-        self._rows = rows
-        self._validation = validation
-        self._journal = journal
-        self._started_from = ExitStack()
-        self._best: float | None = None
-        self._last_save = time.perf_counter()
-        self._advice = IntervalAdvice(None)
-        self.last: CheckpointInfo | None = None
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Look at what the run has already; what it starts from elsewhere stays until it has one of its own."""
-        section = trainer.recipe.checkpoint
-        _check_figure(trainer.recipe)
-        own = self._control.from_first(lambda: list_checkpoints(self._store.directory))
-        best = _best(section)
-        champion = best.champion(own)
-        self._best = None if champion is None else champion.manifest.metrics[best.metric]
-        self._advice = IntervalAdvice(section.mean_hours_between_failures)
-        self._last_save = time.perf_counter()
-        if not own and section.load_from is not None and self._control.is_first:
-            with suppress(CheckpointError, OSError):  # it is loaded: if somebody removed it since, the run goes on
-                self._started_from.enter_context(in_use(find_checkpoint(section.load_from).path))
-
-    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """Save if there is a reason to."""
-        self._advice.add_step(record.seconds)
-        section, step = trainer.recipe.checkpoint, record.step
-        periodic = any(every > 0 and step % every == 0 for every in (section.every, section.keep_every))
-        leaving = trainer.is_finished or trainer.stop_reason is not None
-        is_best = self._is_best(section, step)
-        if periodic or leaving or is_best or self._is_late(section):
-            self._save(section, trainer.engine, record)
-
-    def on_end(self, trainer: Trainer) -> None:
-        """Let go of what the run started from."""
-        self._started_from.close()
-
-    def _is_best(self, section: CheckpointSection, step: int) -> bool:
-        figures = self._validation.figures(step) if self._validation is not None else {}
-        if not section.save_best or not figures:
-            return False
-        value, best = figures[section.best_by], _best(section)
-        if not best.improves(value, self._best):
-            return False
-        self._best = value
-        return True
-
-    def _is_late(self, section: CheckpointSection) -> bool:
-        """Whether the minutes are over, for all ranks by the clock of the fastest."""
-        if not section.every_minutes:
-            return False
-        (waited,) = self._control.maxima(time.perf_counter() - self._last_save)
-        return waited >= 60.0 * section.every_minutes
-
-    def _save(self, section: CheckpointSection, engine: Engine, record: StepRecord) -> None:
-        self._rows.flush()
-        started = time.perf_counter()
-        figures = self._validation.figures(record.step) if self._validation is not None else {}
-        metrics = {"loss": record.result.loss, **{f"{VALIDATION}{name}": value for name, value in figures.items()}}
-        self.last = self._store.save(engine.state(), self._describe(record, metrics))
-        self._started_from.close()
-        deleted = self._control.from_first(lambda: self._prune(section))
-        self._last_save = time.perf_counter()
-        seconds = self._last_save - started
-        self._rows.interval.checkpoint_seconds += seconds
-        self._journal.event(
-            "checkpoint",
-            step=record.step,
-            path=str(self.last.path),
-            seconds=seconds,
-            bytes=sum(entry.size for entry in self.last.manifest.files.values()),
-            deleted=[path.name for path in deleted],
-        )
-        advice = self._advice.after_save(seconds)
-        if advice is not None:
-            self._journal.event("checkpoint_interval", **asdict(advice))
-            self._journal.say(advice.in_words())
-
-    def _prune(self, section: CheckpointSection) -> list[Path]:
-        return prune(self._store.directory, section.keep_last, keep_every=section.keep_every, best=_best(section))
-
-
-def _check_figure(recipe: Recipe) -> None:
-    """Refuse a figure for the best checkpoint that no validation of this run has."""
-    by = recipe.checkpoint.best_by
-    known = ["loss", *named_metrics([0.0] * 4, [1.0] * 2, recipe.objective.kind), "perplexity"]
-    if by not in known:
-        raise RecipeError(
-            f"checkpoint.best_by={by} is no figure of validations with objective.kind={recipe.objective.kind}; "
-            f"use {', '.join(known[:-1])} or {known[-1]}"
-        )
-
-
-def _best(section: CheckpointSection) -> Best:
-    return Best(section.best_by, section.best_is)

@@ -13,7 +13,7 @@ class SaveInterval:
     """The time between checkpoints that loses least.
 
     Attributes:
-        save_seconds: that a save takes, measured.
+        save_seconds: for which the steps wait for a save, measured.
         hours_between_failures: as the recipe says.
         seconds: between saves.
         steps: the same in steps of the measured time, at least 1.
@@ -27,8 +27,8 @@ class SaveInterval:
     def in_words(self) -> str:
         """A line for who watches the run."""
         return (
-            f"a save takes {self.save_seconds:.2f} s; with a failure every {self.hours_between_failures:g} hours, "
-            f"least time is lost by saving every {self.seconds / 60:.1f} minutes: checkpoint.every={self.steps}"
+            f"steps wait {self.save_seconds:.2f} s for a save; with a failure every {self.hours_between_failures:g} "
+            f"hours, least time is lost by saving every {self.seconds / 60:.1f} minutes: checkpoint.every={self.steps}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from data_pipeline.batches import StepBatch
+from ptm_dist.checkpoint.background import BackgroundSaves
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, best, sweep
 from ptm_dist.engines import build_engine
 from ptm_dist.engines.engine import Engine
@@ -25,7 +27,6 @@ from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
 from ptm_dist.recipe.schema import Recipe
 from ptm_dist.training.callbacks import (
     MAKES_WAY,
-    Checkpointing,
     FirstStep,
     StopAtStep,
     StopOnSignal,
@@ -43,11 +44,12 @@ from ptm_dist.training.quarantine import Quarantine
 from ptm_dist.training.resume import resume
 from ptm_dist.training.rollback import decide, enforce
 from ptm_dist.training.run_directory import RunDirectory
+from ptm_dist.training.saving import Checkpointing
 from ptm_dist.training.signals import StopFlag, stop_signals
 from ptm_dist.training.skips import Skips, StepRange
 from ptm_dist.training.spikes import LossWindow
 from ptm_dist.training.stragglers import Stragglers
-from ptm_dist.training.trainer import Progress, StepRecord, Trainer
+from ptm_dist.training.trainer import DivergenceError, Progress, StepRecord, Trainer
 from ptm_dist.training.world import World
 
 _DYING_SECONDS = 60.0
@@ -215,7 +217,7 @@ def _train(
     rows = TrainRows(recipe.logging.every, machine, control, stragglers, journal)
     validation = _validation(life)
     describe = partial(_describe, life, quarantine, health, progress)
-    checkpointing = Checkpointing(life.store, control, describe, rows, validation, journal)
+    checkpointing = Checkpointing(life.store, _background(life), control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
     stop_on_signal, first_step = StopOnSignal(flag, control, journal), FirstStep(journal)
     callbacks = (stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
@@ -229,10 +231,25 @@ def _train(
             journal.event("cache", source=source, **asdict(statistics))
         reason = {} if trainer.is_finished else {"reason": trainer.stop_reason}
         journal.event("finish" if trainer.is_finished else "stop", step=progress.step, **reason)
+    except (RollbackRequired, DivergenceError):
+        checkpointing.settle(recipe.checkpoint)  # all ranks are here, and it may be the one to go on from
+        raise
     finally:
+        checkpointing.close()
         journal.close()
         engine.close()
     return trainer, checkpointing.last
+
+
+def _background(life: _Life) -> BackgroundSaves | None:
+    """What saves beside the steps; None where the loop waits for each save."""
+    if not life.recipe.checkpoint.asynchronous:
+        return None
+    offload = life.recipe.deepspeed
+    if life.recipe.engine == "deepspeed" and "nvme" in (offload.offload_optimizer, offload.offload_parameters):
+        life.journal.say("the state lies on a disk, and not in memory a second time: steps wait for each checkpoint")
+        return None
+    return BackgroundSaves(life.store, life.control, life.device)
 
 
 def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
@@ -241,7 +258,8 @@ def _announce(life: _Life, machine: Machine, progress: Progress) -> None:
     parameters = sum(math.prod(shape) for shape in parameter_shapes(life.recipe.model).values())
     starts = [row for row in read_rows(life.directory.events) if row["event"] == "start"]
     seconds = time.monotonic() - life.began
-    life.journal.event("start", step=step, layout=layout, world_size=size, seconds=seconds)
+    processes = life.control.gather(f"{life.node} {os.getpid()}")  # mpirun names the one that fell by these alone
+    life.journal.event("start", step=step, layout=layout, world_size=size, seconds=seconds, processes=processes)
     if starts and starts[-1]["layout"] != layout:
         life.journal.event("layout_change", step=step, before=starts[-1]["layout"], after=layout)
     life.journal.write(

@@ -213,7 +213,7 @@ def test_a_run_says_once_how_often_to_save(folder, capsys):
     recipe = make_recipe(folder, "a", checkpoint={"every": 2, "mean_hours_between_failures": 5.0})
     run_alone(recipe)
     (advice,) = events(recipe, "checkpoint_interval")
-    saves = [event["seconds"] for event in events(recipe, "checkpoint")][:2]
+    saves = [event["stall_seconds"] for event in events(recipe, "checkpoint")][:2]
     assert advice["save_seconds"] == pytest.approx(sum(saves) / 2, rel=0.01)
     assert advice["seconds"] == pytest.approx(math.sqrt(2 * advice["save_seconds"] * 5 * 3600))
     assert advice["steps"] > 0

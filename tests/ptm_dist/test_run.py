@@ -72,7 +72,8 @@ def test_the_rows_say_how_fast_and_how_well_used(folder):
         assert 0 < row["mfu_causal"] < row["mfu_full"]
         assert row["peak_memory_bytes"] > 1 << 20
         assert row["data_wait_seconds"] < row["step_seconds"] * len(row["losses"])
-    assert [row["step"] for row in train if row["checkpoint_seconds"] > 0] == [4, 8, 10]
+    waited = {row["step"] for row in train if row["checkpoint_seconds"] > 0}
+    assert waited >= {4, 8, 10}  # behind the saves; other rows hold what it took to commit them
 
 
 def test_a_finished_run_has_nothing_more_to_do(folder):

@@ -1,0 +1,81 @@
+"""What a rank and the process beside it tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Ask for memory behind a shared buffer, all of it, so that writing to it cannot fail; answered by Done.
+
+    Attributes:
+        buffer: its number.
+        size: in bytes.
+    """
+
+    buffer: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor in a shared buffer.
+
+    Attributes:
+        pickled: how it is made of its values.
+        begin: first byte of them.
+        size: in bytes.
+    """
+
+    pickled: bytes
+    begin: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Save:
+    """Ask for files of a checkpoint, flushed to disk; answered by Saved.
+
+    Attributes:
+        buffer: number of the buffer that holds the tensors.
+        folder: to write to.
+        file: name of the file of tensors; there is none without parts.
+        parts: of it, in this order.
+        others: small files by name.
+    """
+
+    buffer: int
+    folder: str
+    file: str
+    parts: tuple[Part, ...]
+    others: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Done:
+    """All went well."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Files are on the disk.
+
+    Attributes:
+        files: bytes and xxh3-128 in hex of each, by name.
+    """
+
+    files: dict[str, tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The system refused something.
+
+    Attributes:
+        number: its error number; 0 if it has none.
+        reason: in words.
+    """
+
+    number: int
+    reason: str

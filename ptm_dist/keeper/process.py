@@ -1,0 +1,96 @@
+"""The process itself: takes jobs from its rank, one after the other, until the rank is gone.
+
+Started as `python -m ptm_dist.keeper.process SOCKET PARENT BUFFER...`: descriptors, and the process id of the rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ptm_dist.keeper.archive import DataFile
+from ptm_dist.keeper.messages import Done, Failed, Reserve, Save, Saved
+
+_PR_SET_PDEATHSIG = 1
+_NICENESS = 10
+"""Steps come first where processors are few."""
+
+
+class Keeper:
+    """Does what a rank asks for.
+
+    Args:
+        buffers: descriptors of shared memory.
+    """
+
+    def __init__(self, buffers: Sequence[int]) -> None:
+        self._buffers = buffers
+        self._views: dict[int, memoryview] = {}
+
+    def answer(self, job: object) -> Done | Saved | Failed:
+        """Do a job; whatever goes wrong is an answer too."""
+        try:
+            return self._done(job)
+        except OSError as error:
+            return Failed(error.errno or 0, error.strerror or str(error))
+        except Exception as error:
+            return Failed(0, f"{type(error).__name__}: {error}")
+
+    def _done(self, job: object) -> Done | Saved:
+        match job:
+            case Reserve():
+                os.posix_fallocate(self._buffers[job.buffer], 0, job.size)
+                self._views[job.buffer] = memoryview(mmap.mmap(self._buffers[job.buffer], job.size))
+                return Done()
+            case Save():
+                return Saved(save(job, self._views.get(job.buffer, memoryview(b""))))
+        raise TypeError(f"{type(job).__name__} is no job")
+
+
+def save(job: Save, values: memoryview) -> dict[str, tuple[int, str]]:
+    """Write the files of a job, of which the buffer holds `values`; bytes and xxh3-128 by name."""
+    files = {}
+    if job.parts:
+        with DataFile(Path(job.folder, job.file)) as file:
+            for part in job.parts:
+                file.add(part.pickled, values[part.begin : part.begin + part.size])
+        files[job.file] = (file.size, file.xxh3)
+    for name, content in job.others.items():
+        with DataFile(Path(job.folder, name)) as file:
+            file.write(content)
+        files[name] = (file.size, file.xxh3)
+    return files
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until the rank closes its end or dies."""
+    socket, parent, *buffers = (int(argument) for argument in arguments)
+    # Signals that end a run reach its whole session; the rank then waits for what this process is at.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with(parent)
+    os.nice(_NICENESS)
+    connection, keeper = Connection(socket), Keeper(buffers)
+    while True:
+        try:
+            connection.send(keeper.answer(connection.recv()))
+        except (EOFError, OSError):
+            return
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the rank dies, however it does; its socket may live on in data loaders that it forked."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
