@@ -104,12 +104,13 @@ def show(
     if as_json:
         print_json({**_entry(info), "manifest": info.manifest})
         return
-    manifest = info.manifest
+    manifest, left_out = info.manifest, info.step - info.manifest.updates_done
     print_table(
         [
             ("checkpoint", str(info.path)),
             ("step", f"{manifest.step:,}"),
             ("samples", f"{manifest.samples:,}"),
+            *([("updates left out", f"{left_out:,}")] if left_out else []),
             *((name.replace("_", " "), f"{value:.6f}") for name, value in manifest.metrics.items()),
             ("layout", f"{manifest.layout}; any other can load it"),
             ("files", f"{len(manifest.files)}, {size(_bytes(info))}{', all sound' if verify else ''}"),
