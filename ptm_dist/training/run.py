@@ -196,6 +196,7 @@ def _live(life: _Life, flag: StopFlag) -> RunSummary | None:
     try:
         trainer, last = _train(life, info, flag, rollbacks)
     except RollbackRequired as request:
+        life.link.report(Phase.BUILD, 0)
         decide(request, life.directory, life.control, life.journal)
         return None
     start_step = info.step if info is not None else 0
