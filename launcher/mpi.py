@@ -1,16 +1,19 @@
 """What MPI itself says of the world that mpirun started, and where its ranks can meet.
 
 Used for training by mpirun, where mpi4py is installed (`pip install 'ptm-dist[mpi]'`). MPI is asked at the start and
-left at once: the run itself speaks over sockets or NCCL, and no thread or hook of MPI is in its way.
+left at once: the run itself speaks over sockets or NCCL, and no thread or memory hook of MPI is in its way.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
+import sys
 import threading
 from contextlib import ExitStack, suppress
+from types import TracebackType
 from typing import Any, Self
 
 from data_pipeline.errors import UserError
@@ -38,6 +41,7 @@ def world_of_mpi() -> World | None:
     except (ImportError, RuntimeError):
         return None
     MPI.Init()
+    _fall_by_signal()
     try:
         everybody = MPI.COMM_WORLD
         node = everybody.Split_type(MPI.COMM_TYPE_SHARED)
@@ -70,7 +74,8 @@ class _Offer:
         self.token = secrets.token_bytes(16)
         self._server = socket.create_server(("", 0), backlog=_BACKLOG)
         self.port: int = self._server.getsockname()[1]
-        threading.Thread(target=self._answer, daemon=True).start()
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
 
     @staticmethod
     def names(is_one_node: bool) -> list[str]:
@@ -93,11 +98,32 @@ class _Offer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # closed alone, it would listen on while somebody accepts
+        self._thread.join()
         self._server.close()
+
+
+def _fall_by_signal() -> None:
+    """Have an error that nobody handles end this process by SIGTERM, once it has been printed.
+
+    MPICH's mpirun then ends the other ranks. It leaves them alone when one goes with an exit code, and they might wait
+    minutes for one that will never come.
+    """
+    shown = sys.excepthook
+
+    def show_and_fall(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    sys.excepthook = show_and_fall
 
 
 def _answers(name: str, port: int, token: bytes) -> bool:
     """Whether rank 0, and not somebody else, listens there."""
     with suppress(OSError), socket.create_connection((name, port), _TRY_SECONDS) as connection:
-        return connection.recv(len(token)) == token
+        return connection.recv(len(token), socket.MSG_WAITALL) == token
     return False
