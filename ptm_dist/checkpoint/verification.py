@@ -70,7 +70,7 @@ def inspect(path: Path) -> Verdict:
         sound.append(problem is None)
         if problem is not None:
             problems.append(problem + _tensors_in(path, name, manifest))
-    if manifest_problem is not None and all(sound):
+    if manifest_problem is not None and (all(sound) or MANIFEST_FILE in manifest_problem):
         problems.append(manifest_problem)
     size = sum(entry.size for entry in manifest.files.values())
     return Verdict(path, len(manifest.files), size, tuple(problems))
