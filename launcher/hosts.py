@@ -103,7 +103,7 @@ def own_address(hosts: Sequence[Host]) -> str:
 
 
 def _command(logs: Path, host: Host, ssh: str) -> list[str]:
-    keeper = keeper_command(logs, host.name, host.processes)
+    keeper = keeper_command(logs, host.name, host.processes, examines=True)
     if host.name in _HERE:
         return keeper
     variables = [f"{name}={value}" for name, value in _passed_on(os.environ).items()]

@@ -91,7 +91,7 @@ def train(job: Job) -> None:
 
     summary = run(Recipe.model_validate(job.payload), job.world, job.link)
     if job.world.rank == 0:
-        job.link.tell_outcome({"stop_reason": summary.stop_reason, "step": summary.step})
+        job.link.tell_outcome({"makes_way": summary.makes_way, "step": summary.step})
         if not summary.makes_way:
             write_outcome(summary)
             print(ending(summary))

@@ -17,7 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from launcher.elastic.address import connect, node_name
+from launcher.doctor.findings import NodeReport
+from launcher.doctor.node import examine_node
+from launcher.doctor.tokens import missing_tokens, remove_token, write_token
+from launcher.elastic.address import complain, connect, node_name
 from launcher.elastic.wire import Message, Wire
 from launcher.elastic.workers import Worker, fork_workers
 from launcher.worker import STACK_SIGNAL, die_with_agent, stack_path
@@ -93,6 +96,9 @@ class Agent:
                     self._kill()
                 case "stacks":
                     self._ask_for_stacks()
+                case "look":
+                    unseen = missing_tokens(self._logs.parent, message["nodes"], message["examination"])
+                    self._wire.send("looked", missing=sorted(unseen))
                 case "bye":
                     self._code = 0
 
@@ -187,13 +193,12 @@ def main() -> int:
     if options.keeper is not None:
         die_with_agent(options.keeper)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the coordinator gets it too, and decides
+    report = _examination(options) if options.examine else None
     _load_libraries()
     found = connect(options.logs, options.seconds)
     if found is None:
-        print(
-            f"{options.node}: no coordinator answered that {options.logs} names in {options.seconds:.0f} s",
-            file=sys.stderr,
-        )
+        complain(options.logs, options.node)
+        print(f"{options.node}: no coordinator answered that {options.logs} names", file=sys.stderr)
         return LOST
     connection, address = found
     wire = Wire(connection)
@@ -201,19 +206,38 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, agent.stop_signal)
-    wire.send("hello", token=address.token, node=options.node, processes=options.processes, pid=os.getpid())
-    return agent.run()
+    if report is not None:
+        write_token(options.logs.parent, options.node, address.token[:8])
+        report = report.stamped()
+    wire.send(
+        "hello",
+        token=address.token,
+        node=options.node,
+        processes=options.processes,
+        report=None if report is None else report.as_json(),
+    )
+    try:
+        return agent.run()
+    finally:
+        if report is not None:
+            remove_token(options.logs.parent, options.node, address.token[:8])
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launcher.elastic.agent")
     parser.add_argument("logs", type=Path, help="folder of the run's logs")
     parser.add_argument("--processes", type=int, default=1, help="workers that this node can run")
+    parser.add_argument("--examine", action="store_true", help="look at this node first: one of several")
     parser.add_argument("--node", default=node_name())
     parser.add_argument("--seconds", type=float, default=300.0, help="to look for a coordinator")
     parser.add_argument("--keeper", type=int, help="process without which this one shall not live")
     parser.add_argument("--alive", type=int, help="file descriptor to write to while alive")
     return parser.parse_args()
+
+
+def _examination(options: argparse.Namespace) -> NodeReport:
+    folder = options.logs.parent
+    return examine_node(folder if folder.is_dir() else None, node=options.node)
 
 
 def _load_libraries() -> None:

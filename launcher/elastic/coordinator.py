@@ -14,7 +14,7 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from launcher.elastic.address import Address
 from launcher.elastic.agents import Agents
+from launcher.elastic.entrance import Entrance
 from launcher.elastic.hangs import is_hanging, latest_rank
 from launcher.elastic.members import Member, Members
 from launcher.elastic.rounds import Round, Seat
@@ -34,6 +35,7 @@ _TICK_SECONDS = 0.05
 _PING_SECONDS = 1.0
 _SETTLE_SECONDS = 0.3
 _STACKS_SECONDS = 3.0
+_LOOK_SECONDS = 15.0
 _FAREWELL_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -70,10 +72,12 @@ class Ending:
     Attributes:
         failure: why the last round failed, or why there was none; None if all went well.
         too_few: it failed for want of nodes: with more of them the same command goes on.
+        bad_nodes: that were left out.
     """
 
     failure: Failure | None = None
     too_few: bool = False
+    bad_nodes: tuple[str, ...] = ()
 
 
 class Coordinator:
@@ -85,6 +89,7 @@ class Coordinator:
         expected: how many to wait for at the start.
         logs: folder of the run's logs, which all nodes see.
         host: name or number under which other nodes reach this machine.
+        port: to listen on; 0: any that is free.
         patience: how long to wait for what.
         event: told what happens, for the run's history.
         say: told the same in words, for people.
@@ -97,6 +102,7 @@ class Coordinator:
         expected: int,
         logs: Path,
         host: str,
+        port: int,
         patience: Patience,
         event: Callable[..., None],
         say: Callable[[str], None],
@@ -106,10 +112,13 @@ class Coordinator:
         self._expected = min(expected, self._most)
         self._logs = logs
         self._host = host
+        self._port = port
         self._patience = patience
         self._event = event
         self._say = say
         self._members = Members()
+        self._entrance = Entrance()
+        self._look_until: float | None = None
         self._strangers: list[Wire] = []
         self._selector = selectors.DefaultSelector()
         self._token = secrets.token_hex(16)
@@ -136,7 +145,7 @@ class Coordinator:
         Args:
             start: called when agents can come; starts them, unless somebody else does.
         """
-        with socket.create_server(("127.0.0.1" if self._host == "127.0.0.1" else "", 0), backlog=4096) as server:
+        with self._server() as server:
             server.setblocking(False)
             self._selector.register(server, selectors.EVENT_READ)
             Address(self._host, server.getsockname()[1], self._token).write(self._logs)
@@ -149,7 +158,14 @@ class Coordinator:
                 self._say_goodbye()
                 self._selector.close()
                 agents.end()
-        return self._ending
+        return replace(self._ending, bad_nodes=tuple(self._entrance.bad))
+
+    def _server(self) -> socket.socket:
+        here = "127.0.0.1" if self._host == "127.0.0.1" else ""
+        try:
+            return socket.create_server((here, self._port), backlog=4096)
+        except OSError as error:
+            raise UserError(f"port {self._port} cannot be had here ({error.strerror}); start again") from None
 
     def _tick(self, server: socket.socket, agents: Agents) -> None:
         self._listen(server)
@@ -197,6 +213,10 @@ class Coordinator:
 
     def _introduced(self, wire: Wire, message: Message) -> Member | None:
         """A stranger's first words: a member from now on, or nobody."""
+        if message["kind"] == "apart":
+            self._leave_out(str(message.get("node")), str(message.get("reason")))
+            wire.close()
+            return None
         if not hmac.compare_digest(str(message.get("token", "")), self._token):
             wire.close()
             return None
@@ -211,12 +231,20 @@ class Coordinator:
         self._selector.modify(wire, selectors.EVENT_READ, member)
         self._members.add(member)
         self._event("node_joined", node=member.node, processes=member.processes)
-        self._make_way_if_better()
+        if message.get("report") is not None:
+            self._entrance.came(member.node, message["report"])
+            if self._rounds:
+                self._let_look([member])
+        else:
+            self._make_way_if_better()
         return member
 
     def _take(self, member: Member, message: Message) -> None:
         if message["kind"] == "stop":
             self.request_stop(message["signal"])
+        if message["kind"] == "looked":
+            self._entrance.looked(member.node, message["missing"])
+            self._judge()
         round_ = self._round
         if round_ is None or message.get("round") != round_.number:
             return
@@ -235,6 +263,7 @@ class Coordinator:
         with suppress(KeyError, ValueError):
             self._selector.unregister(member.wire)
         self._members.remove(member)
+        self._entrance.went(member.node)
         self._event("node_lost", node=member.node, cause=why)
         if self._round is not None:
             self._round.lose_node(member.node, why)
@@ -255,6 +284,48 @@ class Coordinator:
             for member in self._members.all():
                 member.heard += pause
 
+    # Who may take part
+
+    def _let_look(self, members: Sequence[Member]) -> None:
+        """Have nodes look for what all others left in the run directory."""
+        nodes = [member.node for member in self._members.all()]
+        for member in members:
+            member.wire.send("look", nodes=nodes, examination=self._token[:8])
+
+    def _is_examining(self) -> bool:
+        """Whether some node still looks; they are asked as soon as all are here."""
+        unseen = self._entrance.unseen([member.node for member in self._members.all()])
+        now = time.monotonic()
+        if unseen and self._look_until is None:
+            self._look_until = now + _LOOK_SECONDS
+            self._let_look(self._members.all())
+        elif self._look_until is not None and now > self._look_until:
+            for node in unseen:
+                self._leave_out(node, "did not answer when it was examined")
+            return False
+        return bool(unseen)
+
+    def _judge(self) -> None:
+        """When all have looked: who is bad is sent away."""
+        if self._entrance.unseen([member.node for member in self._members.all()]):
+            return
+        verdict = self._entrance.judge()
+        for warning in verdict.warnings:
+            self._say(f"warning: {warning}")
+        for node, reason in verdict.bad.items():
+            self._leave_out(node, reason)
+        self._make_way_if_better()
+
+    def _leave_out(self, node: str, reason: str) -> None:
+        self._entrance.exclude(node, reason)
+        self._event("bad_node", node=node, reason=reason)
+        self._say(f"node {node} is left out: {reason}")
+        member = self._members.find(node)
+        if member is not None and (self._round is None or node not in self._round.nodes):
+            member.wire.send("bye")
+            self._selector.unregister(member.wire)
+            self._members.remove(member)
+
     # What they do
 
     def _begin_if_ready(self, may_come: Callable[[], bool]) -> None:
@@ -262,21 +333,25 @@ class Coordinator:
             self._ending = Ending()
             return
         now = time.monotonic()
-        all_here = len(self._members) >= (self._most if self._rounds else self._expected)
+        wanted = self._most if self._rounds else self._expected
+        all_here = len(self._members) + len(self._entrance.bad) >= wanted
         gathers = now < self._gather_until and may_come()
         if now < self._pause_until or (not all_here and (gathers or self._members.is_one_returning())):
+            return
+        if self._is_examining():
             return
         assignment, problem = self._assignment()
         if assignment is not None:
             self._begin(assignment)
-        elif now > self._give_up_at or not may_come():
+        elif now > self._give_up_at or not may_come() or self._entrance.bad:
             self._ending = Ending(self._last_failure or Failure(-1, time.time(), Kind.USER, problem), too_few=True)
 
     def _assignment(self) -> tuple[Assignment | None, str]:
         """What the nodes that are here can do, or why they can do nothing."""
         if len(self._members) < self._least:
             here = ", ".join(member.node for member in self._members.all()) or "none"
-            return None, f"{self._least} nodes are needed and {len(self._members)} came ({here}); bring more"
+            bad = "".join(f"; {node} was left out: {reason}" for node, reason in self._entrance.bad.items())
+            return None, f"{self._least} nodes are needed and {len(self._members)} came ({here}); bring more{bad}"
         try:
             return self._work.assign(self._members.processes, self._members.device_memory), ""
         except UserError as error:

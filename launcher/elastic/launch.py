@@ -25,11 +25,13 @@ class Place:
         nodes: least and most of them.
         host: name or number under which they reach this machine.
         expected: nodes to wait for at the start; None: the most.
+        port: to listen on; 0: any that is free.
     """
 
     nodes: tuple[int, int] = (1, 1)
     host: str = "127.0.0.1"
     expected: int | None = None
+    port: int = 0
 
 
 def train(recipe: Recipe, place: Place, start: Callable[[Path], Agents] = lambda logs: Elsewhere()) -> Ending:
@@ -63,7 +65,7 @@ def coordinate(
 ) -> Ending:
     """Run any work; see :func:`train`. `logs` is the folder of that name in the run directory."""
     coordinator = Coordinator(
-        work, place.nodes, place.expected or place.nodes[1], logs, place.host, patience, event, say
+        work, place.nodes, place.expected or place.nodes[1], logs, place.host, place.port, patience, event, say
     )
     with stop_signals_go_to(coordinator.request_stop):
         return coordinator.serve(lambda: start(logs))
@@ -82,9 +84,10 @@ def patience_of(section: LaunchSection) -> Patience:
     )
 
 
-def keeper_command(logs: Path, node: str, processes: int, python: str = sys.executable) -> list[str]:
-    """The program that stands for a node in a run."""
-    return [python, "-m", "launcher.elastic.keeper", str(logs), "--node", node, "--processes", str(processes)]
+def keeper_command(logs: Path, node: str, processes: int, *, examines: bool = False) -> list[str]:
+    """The program that stands for a node in a run; where there are several, each shall examine itself first."""
+    command = [sys.executable, "-m", "launcher.elastic.keeper", str(logs)]
+    return [*command, "--node", node, "--processes", str(processes), *(["--examine"] if examines else [])]
 
 
 def say(text: str) -> None:

@@ -19,6 +19,9 @@ JOINER_PREFIX = "ptm-node-for:"
 SUCCESSOR_PREFIX = "ptm-successor-for:"
 """The same for a job that waits whether it is needed."""
 
+BAD_NODES = "bad-nodes"
+"""File beside the job's script: nodes that no later life shall get, a line each."""
+
 REQUEUE_CODE = 3
 """Exit code of a coordinator that wants to be started again with more nodes."""
 
@@ -81,13 +84,15 @@ _RUN = """\
 
 FIRST=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
 ADDRESS=$$(scontrol show node "$$FIRST" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+# Agents find the coordinator in the run directory. Those who do not see it tell it so at this address.
+export PTM_COORDINATOR="$${ADDRESS:-$$FIRST}:$$((20000 + SLURM_JOB_ID % 10000))"
 newest() { find "$$PTM_RUN/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1; }
 BEFORE=$$(newest)
 rm -f "$$PTM_RUN"/logs/outcome.json "$$PTM_RUN"/logs/coordinator.json
 if [ -n "$$SIGNAL" ]; then echo "the signal came before the run began"; exit 1; fi
 
 # The coordinator decides which nodes compute what, and starts them again after a failure.
-$coordinator --nodes $least:$most --expect "$$SLURM_JOB_NUM_NODES" --host "$${ADDRESS:-$$FIRST}" &
+$coordinator --nodes $least:$most --expect "$$SLURM_JOB_NUM_NODES" &
 COORDINATOR=$$!
 agents &
 AGENTS=$$!
@@ -254,7 +259,7 @@ class JobScript:
         yield " ".join(["--kill-on-bad-exit=0", *(["--no-kill"] if self.is_elastic else []), *cores])
         logs = shlex.quote(str(self.run / "logs"))
         yield from self._in_container(
-            f"{shlex.quote(self.python)} -m launcher.elastic.keeper {logs} --processes {each}"
+            f"{shlex.quote(self.python)} -m launcher.elastic.keeper {logs} --processes {each} --examine"
         )
 
     def _coordinator(self) -> Iterator[str]:

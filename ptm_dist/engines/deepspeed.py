@@ -45,11 +45,16 @@ class DeepSpeedEngine:
         layout: where; all ranks of the default process group take part.
         device: of this process.
 
-    Raises: RecipeError if DeepSpeed is not installed.
+    Raises: RecipeError if DeepSpeed is not installed, or does not compute in fp16 on this device.
     """
 
     def __init__(self, recipe: Recipe, layout: ResolvedLayout, device: torch.device) -> None:
         deepspeed = import_deepspeed(device)
+        if recipe.training.precision is Precision.FP16 and not computes_in_fp16():
+            raise RecipeError(
+                f"training.precision=fp16: DeepSpeed does not compute in it on this {device.type}; use "
+                "training.precision=bf16, or another device"
+            )
         self.recipe = recipe
         self.layout = layout
         self.device = device
@@ -248,6 +253,12 @@ def import_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+def computes_in_fp16() -> bool:
+    """Whether DeepSpeed takes this device for one with arithmetic in fp16: GPUs, and few CPUs."""
+    accelerator = import_module("deepspeed.accelerator")
+    return bool(accelerator.get_accelerator().is_fp16_supported())
 
 
 def _build(
