@@ -1,4 +1,4 @@
-"""One run that real starters carry on by turns, killed and stopped on the way, ends as if nothing had happened."""
+"""Real starters of other projects carry on one run, killed and stopped on the way, as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.launcher.conftest import RECIPE
+from tests.slurm.cluster import slurm  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = Path(sys.executable).parent
@@ -56,9 +59,22 @@ def starts(run: Path) -> list[dict]:
     return [row for row in rows(run / "events.jsonl") if row["event"] == "start"]
 
 
-def start(command: list[str], workspace: Path) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory) -> list[float]:
+    """Losses of the same run on two processes of `ptm train`."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "recipe.yaml").write_text(RECIPE.format(root=prepared))
+    process = start([sys.executable, "-m", "launcher"], root, "--nproc", "2", f"run_dir={root}/run")
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    found = losses(root / "run")
+    assert len(found) == STEPS
+    return found
+
+
+def start(command: list[str], workspace: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "train", str(workspace / "recipe.yaml"), *SETTINGS],
+        [*command, "train", str(workspace / "recipe.yaml"), *SETTINGS, *more],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -92,7 +108,7 @@ def tell_to_stop(process: subprocess.Popen[str], pids: list[int]) -> None:
     process.send_signal(signal.SIGTERM)
 
 
-def test_a_run_that_mpirun_and_torchrun_carry_on_by_turns_ends_as_if_undisturbed(ptm, workspace):
+def test_a_run_that_mpirun_and_torchrun_carry_on_by_turns_ends_as_if_undisturbed(workspace, undisturbed):
     run = workspace / "run"
     # Two machines to mpirun, which both are this one: rank 0's address has to be found.
     pids, code, out, err = disturb(
@@ -116,8 +132,20 @@ def test_a_run_that_mpirun_and_torchrun_carry_on_by_turns_ends_as_if_undisturbed
     assert last.returncode == 0, err
     assert out.count(f"finished: step {STEPS} of {STEPS}") == 1
     assert starts(run)[-1]["step"] == stopped_at
+    assert losses(run) == undisturbed
 
-    calm = ptm("train", workspace / "recipe.yaml", "--nproc", 2, *SETTINGS, f"run_dir={workspace}/calm")
-    assert calm.code == 0, calm.err
-    assert losses(run) == losses(workspace / "calm")
-    assert len(losses(run)) == STEPS
+
+def test_srun_names_the_rank_that_fell_and_what_was_computed_is_the_same(
+    workspace,
+    undisturbed,
+    slurm,  # noqa: F811
+    monkeypatch,
+):
+    # Its nodes are all this machine, and their names lead nowhere.
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    srun = ["srun", "--nodes", "2", "--ntasks", "2", "--kill-on-bad-exit", sys.executable, "-m", "launcher"]
+    _, code, _, err = disturb(srun, workspace, kill_rank_1)
+    assert code != 0
+    assert re.search(r"task 1: Killed", err)
+    found = losses(workspace / "run")
+    assert found == undisturbed[: len(found)]
