@@ -54,6 +54,8 @@ def doctor(
     from launcher.environment import find_world
     from launcher.mpi import world_of_mpi
 
+    # Before torch is loaded: its sockets would tell of each attempt, with stacks; what fails is said in words anyway.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     world = find_world(os.environ, world_of_mpi)
     subject = _subject(recipe, overrides or [], folder, device, timeout)
     if nproc is not None:

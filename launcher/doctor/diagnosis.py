@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from launcher.doctor.compare import Verdict, listed
 from launcher.doctor.findings import NodeReport
-from launcher.doctor.pairs import cut_off, slow, speeds
+from launcher.doctor.pairs import SLOW, cut_off, slow, speeds
 
 if TYPE_CHECKING:
     from launcher.doctor.fabric import Fabric
 
+# Sockets are served by the CPU: whatever else it does shows in their speed, and is no fault of the network.
+_BAD_SHARES = {"cuda": SLOW, "cpu": SLOW / 2}
 _DOING = {
     "hello": "did not come",
     "examined": "did not answer during its examination",
@@ -63,5 +65,8 @@ def judge_network(verdict: Verdict, fabric: Fabric, nodes: Mapping[int, str], lo
         verdict = verdict.without({nodes[rank]: f"rank {rank} cannot exchange messages with {partners}"})
     for rank, share in slow(speeds(fabric.connections)).items():
         reason = f"the connections of rank {rank} have {share:.0%} of the usual speed"
-        verdict = verdict.without({nodes[rank]: reason})
+        if share < _BAD_SHARES[fabric.device]:
+            verdict = verdict.without({nodes[rank]: reason})
+        else:
+            verdict = verdict.without({}, [f"{nodes[rank]}: {reason}"])
     return verdict

@@ -66,12 +66,14 @@ class Fabric:
     """What was measured, known to the first process.
 
     Attributes:
+        device: `cuda`: over nccl; `cpu`: over gloo.
         connections: between processes, the better of two measurements.
         meeting: seconds until the last process had its process group and a first sum of all; None if they had none.
         reductions: over all that are present; empty if they could not.
         failure: why they could not.
     """
 
+    device: str
     connections: tuple[Connection, ...]
     meeting: float | None = None
     reductions: tuple[Reduction, ...] = ()
@@ -105,12 +107,12 @@ def measure(store: Store, roll: Roll, groups: Sequence[Sequence[int]], device: t
             answers = roll.gather(f"round{name}", talk, _longer(patience)).values()
             found += _agreed([Connection(**answer) for answer in answers if answer is not None])
             if not roll.tell(f"go{name}", device.type == "cpu" or not _failed(found)):
-                return Fabric(tuple(best_of(found)))
+                return Fabric(device.type, tuple(best_of(found)))
     connections = tuple(each for each in best_of(found) if not {each.first, each.second} & roll.lost.keys())
     if not roll.tell("reduce", len(roll.present) > 1 and not _failed(connections)):
-        return Fabric(connections)
+        return Fabric(device.type, connections)
     sums = roll.gather("reduced", _reduce(store, roll, device, patience), _longer(patience))
-    return Fabric(connections, *_slowest(list(sums.values())))
+    return Fabric(device.type, connections, *_slowest(list(sums.values())))
 
 
 def _talk(store: Store, pair: Pair, rank: int, device: torch.device, patience: float) -> Connection:

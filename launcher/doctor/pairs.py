@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SLOW = 0.5
-"""A process is slow whose connections have less than this share of the usual speed."""
+"""Share of the usual speed below which the connections of a process are slow."""
 
 Pair = tuple[int, int]
 
@@ -92,7 +92,11 @@ def speeds(connections: Sequence[Connection]) -> dict[int, float]:
 
 
 def slow(speed_of: Mapping[int, float]) -> dict[int, float]:
-    """Processes below the share :data:`SLOW` of the usual speed, each with its share; from three processes on."""
+    """Processes below the share :data:`SLOW` of the usual speed, each with its share; from three processes on.
+
+    Args:
+        speed_of: bytes per second by rank.
+    """
     if len(speed_of) < 3:
         return {}
     usual = statistics.median_high(speed_of.values())

@@ -77,6 +77,12 @@ class Roll:
             return value
         return json.loads(self._told(name, 2 * self._patience))
 
+    def leave(self, patience: float) -> None:
+        """The end: the first process, in which the store may live, lets the others go first."""
+        self._store.set(f"leave/{self.rank}", "")
+        if self.rank == 0:
+            self._wait("leave", patience)
+
     def _wait(self, name: str, patience: float) -> None:
         deadline = time.monotonic() + patience
         keys = [f"{name}/{rank}" for rank in self.present]

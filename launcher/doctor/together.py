@@ -7,7 +7,6 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from launcher.doctor.diagnosis import Diagnosis, judge_network
 from launcher.doctor.fabric import measure
 from launcher.doctor.findings import Finding, Level, Needs, NodeReport, merge
 from launcher.doctor.node import examine_node, node_name
-from launcher.doctor.roll import Roll, SilenceError
+from launcher.doctor.roll import Roll
 from launcher.doctor.storage import nearest_folder
 from launcher.doctor.tokens import TokenError, missing_tokens, remove_token, write_token
 from ptm_dist.recipe.schema import Recipe
@@ -86,8 +85,7 @@ def examine_together(subject: Subject, world: World) -> tuple[Diagnosis | None, 
         reports, verdict = _first_verdict(examinations)
         diagnosis = Diagnosis(reports, judge_network(verdict, fabric, nodes, roll.lost), meeting, fabric, nodes)
     is_sound = bool(roll.tell("verdict", diagnosis is not None and diagnosis.is_sound))
-    with suppress(SilenceError):
-        roll.gather("bye", None, _GOODBYE_SECONDS)  # the store lives in rank 0, which leaves last
+    roll.leave(_GOODBYE_SECONDS)
     return diagnosis, is_sound
 
 
@@ -107,11 +105,20 @@ def meet(world: World, patience: float) -> Store:
             timeout=timedelta(seconds=patience),
         )
     except (RuntimeError, ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _unresolved(world.master_addr) or str(error).splitlines()[0]
         raise MeetingError(
             f"rank {world.rank} on {node_of(world)} does not reach {world.master_addr}:{world.master_port}, where rank "
             f"0 should listen ({reason}); see whether rank 0 runs, and whether name, route and firewall lead there"
         ) from error
+
+
+def _unresolved(host: str) -> str | None:
+    """Says so if a name leads nowhere from here."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return f"nobody here knows the name {host}"
+    return None
 
 
 def node_of(world: World) -> str:

@@ -165,7 +165,16 @@ def test_who_comes_too_late_is_told_and_what_it_says_does_not_count(store):
 
 
 def test_processes_of_one_node_are_named_by_rank():
-    fabric = Fabric((Connection(0, 1, None, None, "refused"), Connection(0, 2, None, None, "refused")))
+    fabric = Fabric("cpu", (Connection(0, 1, None, None, "refused"), Connection(0, 2, None, None, "refused")))
     verdict = judge_network(Verdict(("n",), {}, ()), fabric, dict.fromkeys(range(3), "n"), {3: "hello"})
     assert verdict.bad["n"] == "rank 0 cannot exchange messages with rank 1 on n, rank 2 on n"
     assert verdict.bad["rank 3"] == "rank 3 did not come"
+
+
+@pytest.mark.parametrize(("device", "share", "is_bad"), [("cpu", 0.4, False), ("cpu", 0.2, True), ("cuda", 0.4, True)])
+def test_what_a_busy_cpu_does_to_sockets_is_a_warning_and_on_gpus_a_fault(device, share, is_bad):
+    pairs = {(0, 1): 1e9, (0, 2): share * 1e9, (1, 2): share * 1e9}
+    fabric = Fabric(device, tuple(Connection(*pair, speed, 1e-5) for pair, speed in pairs.items()))
+    verdict = judge_network(Verdict(tuple(NODES.values()), {}, ()), fabric, NODES, {})
+    assert list(verdict.bad) == (["n2"] if is_bad else [])
+    assert list(verdict.warnings) == ([] if is_bad else ["n2: the connections of rank 2 have 40% of the usual speed"])
