@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +21,14 @@ class WrongResultError(RuntimeError):
     """A device computes wrongly; the message says which and what."""
 
 
-def check_arithmetic(device: torch.device) -> str:
+def check_arithmetic(device: torch.device) -> float:
     """Multiply matrices whose product is known exactly, and others again and again.
 
     Whole numbers up to 3 and their products and sums (below 2^24) have exact float32 forms in whatever order they are
     summed, also from bfloat16 and TF32 factors, so that one wrong bit of the product is seen. The repetition finds
     errors that come and go.
 
-    Returns: what was done, with the speed (FLOP/s of float32 on the CPU, of bfloat16 on a GPU).
+    Returns: FLOP/s of products, of float32 on the CPU, of bfloat16 on a GPU.
     Raises: WrongResultError if a product is wrong, or not the same each time.
     """
     generator = torch.Generator().manual_seed(_SEED)
@@ -41,8 +42,7 @@ def check_arithmetic(device: torch.device) -> str:
             wrong = int((product.cpu() != known.to(dtype)).sum())
             if wrong:
                 raise WrongResultError(f"{device}: {wrong} of {known.numel()} products of {dtype} matrices are wrong")
-    speed = _repeat(device, torch.randn(2, _SIZE, _SIZE, generator=generator))
-    return f"{device}: exact, and the same {_REPEATS} times; {speed / 1e12:.2f} TFLOP/s"
+    return _repeat(device, torch.randn(2, _SIZE, _SIZE, generator=generator))
 
 
 @contextmanager
@@ -78,15 +78,15 @@ def _wait_for(device: torch.device) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line for each device; 0, or 1 if one computes wrongly."""
+    """Print the speed of each device in JSON; 0, or 1 if one computes wrongly."""
     kind = arguments[0]
     devices = [torch.device(kind, index) for index in range(torch.cuda.device_count())] if kind == "cuda" else []
     try:
-        for device in devices or [torch.device("cpu")]:
-            print(check_arithmetic(device))
+        speeds = {str(device): check_arithmetic(device) for device in devices or [torch.device("cpu")]}
     except RuntimeError as error:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 1
+    print(json.dumps(speeds))
     return 0
 
 

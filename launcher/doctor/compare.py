@@ -12,6 +12,8 @@ from launcher.doctor.versions import CODE, DRIVER
 
 CLOCK_WARNING_SECONDS = 1.0
 CLOCK_ERROR_SECONDS = 30.0
+SLOW_DEVICE = 0.8
+"""Share of the usual speed below which a GPU is slow."""
 _ENOUGH_TO_VOTE = 3
 
 
@@ -59,7 +61,9 @@ def compare(
     for report in reports:
         if report.errors:
             verdict = verdict.without({report.node: "; ".join(map(str, report.errors))})
-    verdict = verdict.without(_odd_versions(reports), [*_different_drivers(reports), *_different_gpus(reports)])
+    verdict = verdict.without(
+        _odd_versions(reports), [*_different_drivers(reports), *_different_gpus(reports), *_slow_devices(reports)]
+    )
     if received is not None:
         offsets = {report.node: report.time - received[report.node] for report in reports}
         verdict = verdict.without(*_clocks(offsets))
@@ -115,6 +119,20 @@ def _differing(what: str, values: Mapping[str, str]) -> Iterator[str]:
     if len(parties) > 1:
         texts = (f"{value} on {listed(nodes)}" for value, nodes in parties.items())
         yield f"nodes have different {what}: {'; '.join(texts)}"
+
+
+def _slow_devices(reports: Sequence[NodeReport]) -> Iterator[str]:
+    """GPUs that compute slower than most; what else a CPU does would say more of it than its health."""
+    speeds = {
+        (report.node, device): speed
+        for report in reports
+        for device, speed in report.speeds.items()
+        if report.device == "cuda"
+    }
+    usual = statistics.median(speeds.values()) if len(speeds) >= _ENOUGH_TO_VOTE else 0.0
+    for (node, device), speed in speeds.items():
+        if speed < SLOW_DEVICE * usual:
+            yield f"{node}: {device} computes {speed / 1e12:.0f} TFLOP/s, the usual is {usual / 1e12:.0f}"
 
 
 def _clocks(offsets: Mapping[str, float]) -> tuple[dict[str, str], list[str]]:

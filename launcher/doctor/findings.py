@@ -87,6 +87,7 @@ class NodeReport:
         shm_free: bytes in /dev/shm; None where there is none.
         disk_free: bytes in the run directory; None if none was given or it does not answer.
         gpus: that this process may use.
+        speeds: FLOP/s of each device that has computed something, by its name in torch.
         findings: one for everything that was looked at.
         time: when the report was made or sent (seconds since 1970, this node's clock).
     """
@@ -101,6 +102,7 @@ class NodeReport:
     disk_free: int | None
     gpus: tuple[Gpu, ...]
     findings: tuple[Finding, ...]
+    speeds: Mapping[str, float] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 
     @property
@@ -131,6 +133,7 @@ def merge(reports: tuple[NodeReport, ...]) -> NodeReport:
     """One report of a node from those of its processes, which may each see another device; the first one's counts."""
     first = reports[0]
     gpus = {gpu.uuid: gpu for report in reports for gpu in report.gpus}
+    speeds = {device: speed for report in reports for device, speed in report.speeds.items()}
     findings = list(first.findings)
     for report in reports[1:]:
         seen = {finding.what for finding in findings}
@@ -138,6 +141,7 @@ def merge(reports: tuple[NodeReport, ...]) -> NodeReport:
     return dataclasses.replace(
         first,
         device="cuda" if gpus else first.device,
+        speeds=speeds,
         gpus=tuple(sorted(gpus.values(), key=lambda gpu: gpu.index)),
         findings=tuple(findings),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from launcher.doctor.adapters import adapter_findings
 from launcher.doctor.findings import Finding, Gpu, Level, Needs, NodeReport
 from launcher.doctor.gpus import GpuExamination
 from launcher.doctor.host import cores, host_findings, memory_free, shm_free
@@ -15,6 +17,8 @@ from launcher.doctor.probe import Answer, Probe
 from launcher.doctor.storage import start_storage, storage_findings
 from launcher.doctor.versions import DRIVER, versions
 
+ARITHMETIC = "arithmetic"
+ADVICE = "leave this node out and test its devices"
 _COMPUTE_SECONDS = 180.0
 
 
@@ -46,7 +50,7 @@ def examine_node(
     node, needs = node or node_name(), needs or Needs()
     gpus = GpuExamination(device, os.environ.get("CUDA_VISIBLE_DEVICES"), patience)
     storage = start_storage(run_directory, node, patience) if run_directory is not None else None
-    found_versions, findings = versions(), [*host_findings()]
+    found_versions, findings = versions(), [*host_findings(), *adapter_findings()]
     disk_free = None
     if run_directory is not None and storage is not None:
         disk_free, finding = storage_findings(run_directory, storage.answer(), needs.disk)
@@ -55,8 +59,10 @@ def examine_node(
     findings += [*driver.findings, *_too_small(driver.gpus, needs.device_memory)]
     if driver.driver is not None:
         found_versions[DRIVER] = driver.driver
+    speeds: dict[str, float] = {}
     if computes:
-        findings += _computed("cuda" if driver.gpus else "cpu")
+        speeds, computed = _computed("cuda" if driver.gpus else "cpu")
+        findings += computed
     return NodeReport(
         node=node,
         host=socket.gethostname(),
@@ -67,6 +73,7 @@ def examine_node(
         shm_free=shm_free(),
         disk_free=disk_free,
         gpus=driver.gpus,
+        speeds=speeds,
         findings=tuple(findings),
     )
 
@@ -79,12 +86,17 @@ def _too_small(gpus: tuple[Gpu, ...], needed: int) -> Iterator[Finding]:
             yield Finding(Level.ERROR, f"GPU {gpu.index}", detail, advice)
 
 
-def _computed(device: str) -> list[Finding]:
+def _computed(device: str) -> tuple[dict[str, float], list[Finding]]:
     answer = Probe([sys.executable, "-m", "launcher.doctor.arithmetic", device], _COMPUTE_SECONDS).answer()
-    lines = answer.out.splitlines()
     if answer.code == 0:
-        return [Finding(Level.OK, "arithmetic", line) for line in lines]
-    return [Finding(Level.ERROR, "arithmetic", _failure(answer), "leave this node out and test its devices")]
+        speeds: dict[str, float] = json.loads(answer.out)
+        return speeds, [sound(device, speed) for device, speed in speeds.items()]
+    return {}, [Finding(Level.ERROR, ARITHMETIC, _failure(answer), ADVICE)]
+
+
+def sound(device: str, speed: float) -> Finding:
+    """A device that computes what is known."""
+    return Finding(Level.OK, f"{ARITHMETIC} of {device}", f"exact, the same each time, {speed / 1e12:.2f} TFLOP/s")
 
 
 def _failure(answer: Answer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import socket
@@ -16,12 +17,12 @@ import torch
 from torch._C._distributed_c10d import Store, TCPStore
 
 from data_pipeline.errors import UserError
-from launcher.doctor.arithmetic import WrongResultError, check_arithmetic
+from launcher.doctor.arithmetic import check_arithmetic
 from launcher.doctor.compare import Verdict, compare
 from launcher.doctor.diagnosis import Diagnosis, judge_network
 from launcher.doctor.fabric import measure
 from launcher.doctor.findings import Finding, Level, Needs, NodeReport, merge
-from launcher.doctor.node import examine_node, node_name
+from launcher.doctor.node import ADVICE, ARITHMETIC, examine_node, node_name, sound
 from launcher.doctor.roll import Roll
 from launcher.doctor.storage import nearest_folder
 from launcher.doctor.tokens import TokenError, missing_tokens, remove_token, write_token
@@ -163,17 +164,13 @@ def _own_report(subject: Subject, world: World, node: str, leads: bool, device: 
             findings.append(Finding(Level.ERROR, "recipe", str(error)))
     folder = subject.folder if leads else None
     report = examine_node(folder, subject.device, node, needs, patience=subject.patience)
-    return report.with_findings(_computed(device), *findings)
-
-
-def _computed(device: torch.device) -> Finding:
-    what = f"arithmetic on {device}"
     try:
-        return Finding(Level.OK, what, check_arithmetic(device))
-    except WrongResultError as error:
-        return Finding(Level.ERROR, what, str(error), "leave this node out and test its devices")
-    except RuntimeError as error:
-        return Finding(Level.ERROR, what, str(error).splitlines()[0], "leave this node out and test its devices")
+        speed = check_arithmetic(device)
+    except RuntimeError as error:  # wrong results, and whatever a broken device does
+        computed = Finding(Level.ERROR, f"{ARITHMETIC} of {device}", str(error).splitlines()[0], ADVICE)
+        return report.with_findings(computed, *findings)
+    report = dataclasses.replace(report, speeds={str(device): speed})
+    return report.with_findings(sound(str(device), speed), *findings)
 
 
 def _needs(subject: Subject, world_size: int | None) -> Needs:

@@ -51,7 +51,8 @@ def test_a_recipe_adds_room_for_checkpoints_and_data_that_can_be_read(ptm, works
     (report,) = result.json["reports"]
     details = {finding["what"]: finding for finding in report["findings"]}
     assert details["data"]["detail"] == "2 shards, and a tokenizer of 512 ids"
-    assert details["arithmetic"]["detail"].startswith("cpu: exact")
+    assert details["arithmetic of cpu"]["detail"].startswith("exact, the same each time")
+    assert report["speeds"]["cpu"] > 1e6
     assert not (workspace / "run").exists(), "looking has made a run directory"
 
     shutil.rmtree(workspace / "data" / "validation")

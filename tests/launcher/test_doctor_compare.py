@@ -18,7 +18,7 @@ SOUND = {"python": "3.11.7", "torch": "2.13.0", "code": "abc"}
 
 def report(node: str, time: float = 1000.0, gpus: int = 0, findings: tuple = (), **versions: str) -> NodeReport:
     devices = tuple(Gpu(index, f"GPU-{node}-{index}", "H100", 80, 80) for index in range(gpus))
-    return NodeReport(node, node, "cpu", SOUND | versions, 8, 1 << 34, 1 << 30, 1 << 40, devices, findings, time)
+    return NodeReport(node, node, "cpu", SOUND | versions, 8, 1 << 34, 1 << 30, 1 << 40, devices, findings, time=time)
 
 
 def test_equal_nodes_are_all_good():
@@ -88,6 +88,13 @@ def test_nodes_that_all_have_folders_of_their_own_leave_the_first():
     nodes = ["n1", "n2", "n3"]
     missing = {node: [other for other in nodes if other != node] for node in nodes}
     assert compare([report(node) for node in nodes], missing=missing).good == ("n1",)
+
+
+def test_a_gpu_that_computes_slower_than_most_is_a_warning():
+    speeds = {"n1": {"cuda:0": 700e12, "cuda:1": 690e12}, "n2": {"cuda:0": 400e12, "cuda:1": 705e12}}
+    reports = [dataclasses.replace(report(node), device="cuda", speeds=found) for node, found in speeds.items()]
+    assert compare(reports).warnings == ("n2: cuda:0 computes 400 TFLOP/s, the usual is 695",)
+    assert not compare([dataclasses.replace(each, device="cpu") for each in reports]).warnings
 
 
 def test_several_reasons_of_one_node_are_all_told():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launcher.doctor.adapters import adapter_findings
 from launcher.doctor.arithmetic import WrongResultError, check_arithmetic
 from launcher.doctor.findings import Level, Needs, NodeReport
 from launcher.doctor.gpus import is_visible
@@ -166,6 +167,19 @@ def test_a_token_that_shows_late_is_waited_for(tmp_path):
     late.join()
 
 
+def test_ports_of_network_adapters_that_are_down_are_named(tmp_path):
+    """The folder has the form in which the kernel describes adapters; there are none where these tests run."""
+    assert adapter_findings(tmp_path) == ()
+    for adapter, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "1: DOWN")):
+        port = tmp_path / adapter / "ports" / "1"
+        port.mkdir(parents=True)
+        (port / "state").write_text(f"{state}\n")
+    first = adapter_findings(tmp_path)[0]
+    assert (first.level, first.detail) == (Level.WARNING, "mlx5_1 port 1 is DOWN")
+    (tmp_path / "mlx5_1" / "ports" / "1" / "state").write_text("4: ACTIVE\n")
+    assert adapter_findings(tmp_path)[0].detail == "2 ports are up"
+
+
 class FlippedBit(TorchDispatchMode):
     """Real products, of which one in a while has one wrong bit: a device that is broken."""
 
@@ -194,7 +208,7 @@ def test_a_device_that_gets_one_bit_wrong_is_found(good, message):
 
 
 def test_a_sound_device_passes():
-    assert check_arithmetic(torch.device("cpu")).startswith("cpu: exact, and the same")
+    assert check_arithmetic(torch.device("cpu")) > 1e6
 
 
 @pytest.fixture
