@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TWO_MACHINES = ("-launcher", "fork", "-hosts", "localhost,127.0.0.1", "-ppn", "1")
 """Two to mpirun; both are this one."""
 MEET = """
-import dataclasses, json, socket, time
+import dataclasses, json, socket, sys, time
+from pathlib import Path
 from launcher.mpi import world_of_mpi
 world = world_of_mpi()
 if world.rank == 0:
@@ -34,7 +35,7 @@ else:
         except ConnectionRefusedError:
             time.sleep(0.05)
     assert connection.recv(3) == b"met"
-print(json.dumps(dataclasses.asdict(world)), flush=True)
+Path(sys.argv[1], str(world.rank)).write_text(json.dumps(dataclasses.asdict(world)))
 """
 FALL = """
 import time
@@ -46,22 +47,22 @@ print("was waited for")
 """
 
 
-def mpirun(program: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def mpirun(program: str, folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mpi4py")
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
         pytest.skip("no mpirun; pip install 'ptm-dist[mpi]'")
-    command = [found, *options, "-n", "2", sys.executable, "-c", program]
+    command = [found, *options, "-n", "2", sys.executable, "-c", program, str(folder)]
     env = {**os.environ, **environ}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize(("options", "each"), [((), 2), (TWO_MACHINES, 1)], ids=["one machine", "two machines"])
-def test_ranks_know_each_other_and_meet_at_a_port_of_rank_0(options, each):
-    ended = mpirun(MEET, *options)
+def test_ranks_know_each_other_and_meet_at_a_port_of_rank_0(options, each, tmp_path):
+    ended = mpirun(MEET, tmp_path, *options)
     assert ended.returncode == 0, ended.stderr
-    worlds = sorted((json.loads(line) for line in ended.stdout.splitlines()), key=lambda world: world["rank"])
+    worlds = [json.loads((tmp_path / name).read_text()) for name in ("0", "1")]
     assert [(world["rank"], world["world_size"]) for world in worlds] == [(0, 2), (1, 2)]
     assert [world["local_rank"] for world in worlds] == ([0, 1] if each == 2 else [0, 0])
     assert {world["local_world_size"] for world in worlds} == {each}
@@ -69,10 +70,10 @@ def test_ranks_know_each_other_and_meet_at_a_port_of_rank_0(options, each):
     assert len({world["master_port"] for world in worlds}) == 1
 
 
-def test_a_name_of_rank_0_that_does_not_lead_there_is_passed_over():
-    ended = mpirun(MEET, *TWO_MACHINES, MASTER_ADDR="no-such-machine.invalid")
+def test_a_name_of_rank_0_that_does_not_lead_there_is_passed_over(tmp_path):
+    ended = mpirun(MEET, tmp_path, *TWO_MACHINES, MASTER_ADDR="no-such-machine.invalid")
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout.splitlines()[0])["master_addr"] == socket.gethostname()
+    assert json.loads((tmp_path / "1").read_text())["master_addr"] == socket.gethostname()
 
 
 def test_somebody_else_who_listens_there_is_not_taken_for_rank_0():
@@ -87,8 +88,8 @@ def test_somebody_else_who_listens_there_is_not_taken_for_rank_0():
 
 
 @pytest.mark.parametrize("options", [(), TWO_MACHINES], ids=["one machine", "two machines"])
-def test_an_error_of_one_rank_ends_the_others(options):
-    ended = mpirun(FALL, *options)
+def test_an_error_of_one_rank_ends_the_others(options, tmp_path):
+    ended = mpirun(FALL, tmp_path, *options)
     assert ended.returncode != 0
     assert "ValueError: wrong number" in ended.stderr
     assert "was waited for" not in ended.stdout
