@@ -19,7 +19,7 @@ from ptm_dist.keeper.messages import Done, Failed, Reserve, Save, Saved
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
-"""Steps come first where processors are few."""
+"""Of what writes: steps come first where processors are few."""
 
 
 class Keeper:
@@ -49,6 +49,7 @@ class Keeper:
                 self._views[job.buffer] = memoryview(mmap.mmap(self._buffers[job.buffer], job.size))
                 return Done()
             case Save():
+                os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)  # not before: the first save waits for its memory
                 return Saved(save(job, self._views.get(job.buffer, memoryview(b""))))
         raise TypeError(f"{type(job).__name__} is no job")
 
@@ -75,7 +76,6 @@ def main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     _die_with(parent)
-    os.nice(_NICENESS)
     connection, keeper = Connection(socket), Keeper(buffers)
     while True:
         try:
