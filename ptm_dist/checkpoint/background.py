@@ -7,85 +7,21 @@ group happens beside the training's own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
 
 import torch
 
+from ptm_dist.checkpoint.keepers import KeeperProcess
 from ptm_dist.checkpoint.plan import RankPlan, boxes_with_values
 from ptm_dist.checkpoint.staging import HostBuffer, places_of
 from ptm_dist.checkpoint.state import METADATA_FILE, Files
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description
 from ptm_dist.errors import CheckpointError
-from ptm_dist.keeper.messages import Done, Failed, Part, Reserve, Save, Saved
+from ptm_dist.keeper.messages import Part, Reserve, Save, Saved
 from ptm_dist.parallel.boxes import Held
 from ptm_dist.parallel.control import ControlGroup
-
-
-class KeeperProcess:
-    """The process beside this rank, seen from it.
-
-    Args:
-        buffers: descriptors of memory that it shares.
-    """
-
-    def __init__(self, buffers: Sequence[int]) -> None:
-        self._connection, theirs = Pipe()
-        inherited = (theirs.fileno(), *buffers)
-        arguments = [theirs.fileno(), os.getpid(), *buffers]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ptm_dist.keeper.process", *map(str, arguments)],
-            pass_fds=inherited,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
-        theirs.close()
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def send(self, job: Reserve | Save) -> None:
-        """Ask for something; if it is dead, the answer says so."""
-        try:
-            self._connection.send(job)
-        except OSError:
-            return
-
-    def has_answer(self) -> bool:
-        """Whether :meth:`answer` would not wait."""
-        return self._connection.poll()
-
-    def answer(self) -> Done | Saved:
-        """The answer to the oldest job that has none yet.
-
-        Raises:
-            OSError: why it could not be done.
-            CheckpointError: if the process is gone.
-        """
-        try:
-            answer: Done | Saved | Failed = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            raise CheckpointError(
-                f"the process that writes checkpoints ended (exit code {code}); is the machine out of memory? "
-                "Earlier checkpoints are untouched, and the same command goes on from the last one"
-            ) from None
-        if isinstance(answer, Failed):
-            raise OSError(answer.number, answer.reason) if answer.number else CheckpointError(answer.reason)
-        return answer
-
-    def close(self) -> None:
-        """End it at once, whatever it is at."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,18 +14,20 @@ _ALIGNMENT = 64
 
 
 class HostBuffer:
-    """Memory that a process started with its descriptor sees as well; it has no name and dies with its users.
+    """Memory that a process started with its descriptor sees as well.
 
     It takes memory when it is written to, or reserved (:class:`ptm_dist.keeper.messages.Reserve`).
 
     Args:
         size: in bytes.
         device: from which it is filled; from a CUDA device that goes fastest into memory that is locked.
+        path: of a new file on a memory disk, which outlives its users; left out, it has no name and dies with them.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, path: Path | None = None) -> None:
         self.size = size
-        self.descriptor = os.memfd_create("ptm-checkpoint")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self.descriptor = os.memfd_create("ptm-checkpoint") if path is None else os.open(path, flags, 0o600)
         self._device = device
         self._memory: Tensor | None = None
         os.ftruncate(self.descriptor, size)

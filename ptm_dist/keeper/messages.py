@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ptm_dist.keeper.peers import Peer
+from ptm_dist.keeper.snapshots import SnapshotHeader
+
 
 @dataclass(frozen=True)
 class Reserve:
@@ -53,6 +56,54 @@ class Save:
 
 
 @dataclass(frozen=True)
+class Listen:
+    """Ask to take snapshots of other nodes into a folder; answered by Listening.
+
+    Attributes:
+        folder: of this node.
+        secret: that who sends them knows.
+    """
+
+    folder: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Ask to make a snapshot of what a buffer holds, here and at a peer; answered by Kept.
+
+    Attributes:
+        buffer: its number.
+        folder: of this node.
+        header: of the snapshot, without check sums.
+        peer: on another node; None: there is none.
+    """
+
+    buffer: int
+    folder: str
+    header: SnapshotHeader
+    peer: Peer | None
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Snapshots are taken at a port."""
+
+    port: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """There is a snapshot.
+
+    Attributes:
+        problem: why the peer has none, in words; None if it has, or if there is no peer.
+    """
+
+    problem: str | None
+
+
+@dataclass(frozen=True)
 class Done:
     """All went well."""
 
@@ -79,3 +130,7 @@ class Failed:
 
     number: int
     reason: str
+
+
+Job = Reserve | Save | Listen | Keep
+Answer = Done | Saved | Listening | Kept

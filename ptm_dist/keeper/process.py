@@ -15,7 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ptm_dist.keeper.archive import DataFile
-from ptm_dist.keeper.messages import Done, Failed, Reserve, Save, Saved
+from ptm_dist.keeper.messages import Answer, Done, Failed, Job, Keep, Kept, Listen, Listening, Reserve, Save, Saved
+from ptm_dist.keeper.peers import Receiver, send
+from ptm_dist.keeper.snapshots import hashed, seal
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
@@ -33,7 +35,7 @@ class Keeper:
         self._buffers = buffers
         self._views: dict[int, memoryview] = {}
 
-    def answer(self, job: object) -> Done | Saved | Failed:
+    def answer(self, job: Job) -> Answer | Failed:
         """Do a job; whatever goes wrong is an answer too."""
         try:
             return self._done(job)
@@ -42,7 +44,7 @@ class Keeper:
         except Exception as error:
             return Failed(0, f"{type(error).__name__}: {error}")
 
-    def _done(self, job: object) -> Done | Saved:
+    def _done(self, job: Job) -> Answer:
         match job:
             case Reserve():
                 os.posix_fallocate(self._buffers[job.buffer], 0, job.size)
@@ -51,7 +53,10 @@ class Keeper:
             case Save():
                 os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)  # not before: the first save waits for its memory
                 return Saved(save(job, self._views.get(job.buffer, memoryview(b""))))
-        raise TypeError(f"{type(job).__name__} is no job")
+            case Listen():
+                return Listening(Receiver(Path(job.folder), job.secret).port)
+            case Keep():
+                return Kept(keep(job, self._views[job.buffer], self._buffers[job.buffer]))
 
 
 def save(job: Save, values: memoryview) -> dict[str, tuple[int, str]]:
@@ -67,6 +72,19 @@ def save(job: Save, values: memoryview) -> dict[str, tuple[int, str]]:
             file.write(content)
         files[name] = (file.size, file.xxh3)
     return files
+
+
+def keep(job: Keep, values: memoryview, descriptor: int) -> str | None:
+    """Make a snapshot here and at the peer; why there is none at the peer, in words."""
+    header = hashed(job.header, values)
+    seal(Path(job.folder), header)
+    if job.peer is None:
+        return None
+    try:
+        send(job.peer, header, descriptor)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -380,6 +380,11 @@ class CheckpointSection(Section):
     """Steps between checkpoints; 0 saves at the end (and at a stop signal) only."""
     asynchronous: bool = True
     """Go on with the steps while a checkpoint is written, from a copy of the state in host memory."""
+    memory_every: NonNegativeInt = 0
+    """Steps between snapshots in the memory of the nodes, each of them on two nodes, from which a restart goes on
+    when they are newer than the last checkpoint; 0: there are none."""
+    memory_dir: Path = Path("/dev/shm")
+    """Folder on a memory disk for these snapshots, which are removed when the run ends."""
     every_minutes: NonNegativeFloat = 0.0
     """Also save when this many minutes passed since the last checkpoint; 0: only by steps."""
     keep_last: PositiveInt = 2

@@ -16,6 +16,7 @@ import torch
 
 from data_pipeline.batches import StepBatch
 from ptm_dist.checkpoint.background import BackgroundSaves
+from ptm_dist.checkpoint.memory import MemoryPlace, MemorySnapshots, own_address, remove_snapshots, snapshot_folder
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, best, sweep
 from ptm_dist.engines import build_engine
 from ptm_dist.engines.engine import Engine
@@ -102,6 +103,7 @@ class _Life:
     layout: ResolvedLayout
     device: torch.device
     node: str
+    memory: MemoryPlace
     control: ControlGroup
     directory: RunDirectory
     journal: Journal
@@ -137,7 +139,7 @@ def run(recipe: Recipe, world: World, link: Link | None = None) -> RunSummary:
         directory = RunDirectory(recipe.directory)
         control.from_first(lambda: directory.prepare(recipe))
         with _owned(directory, control, is_watched=not isinstance(link, NoLink)):
-            build = partial(_build, recipe, device, world.node, control, directory, link)
+            build = partial(_build, recipe, device, _memory_place(recipe, world), control, directory, link)
             while (ended := _live(build(started), flag)) is None:  # after a rollback
                 started = time.monotonic()
     return ended
@@ -165,7 +167,7 @@ def _owned(directory: RunDirectory, control: ControlGroup, is_watched: bool) -> 
 def _build(
     recipe: Recipe,
     device: torch.device,
-    node: str,
+    memory: MemoryPlace,
     control: ControlGroup,
     directory: RunDirectory,
     link: Link,
@@ -176,7 +178,8 @@ def _build(
         recipe=recipe,
         layout=layout,
         device=device,
-        node=node,
+        node=memory.node,
+        memory=memory,
         control=control,
         directory=directory,
         journal=Journal(directory, recipe, control),
@@ -192,13 +195,16 @@ def _live(life: _Life, flag: StopFlag) -> RunSummary | None:
     """From the newest checkpoint of the line that counts to the end of this life; None if it ends in a rollback."""
     life.link.report(Phase.LOAD, 0)
     rollbacks = enforce(life.directory, life.control)
-    info = resume(life.recipe, life.engine, life.store, life.data.fingerprint, life.control, life.journal)
+    parts = (life.recipe, life.engine, life.store, life.memory, rollbacks)
+    info = resume(*parts, life.data.fingerprint, life.control, life.journal)
     try:
         trainer, last = _train(life, info, flag, rollbacks)
     except RollbackRequired as request:
         life.link.report(Phase.BUILD, 0)
         decide(request, life.directory, life.control, life.journal)
         return None
+    life.control.together(lambda: None)  # nobody sends a snapshot any more
+    remove_snapshots(life.memory.folder)
     start_step = info.step if info is not None else 0
     return _summary(life, trainer, start_step, last or info, time.monotonic() - life.began)
 
@@ -218,7 +224,8 @@ def _train(
     rows = TrainRows(recipe.logging.every, machine, control, stragglers, journal)
     validation = _validation(life)
     describe = partial(_describe, life, quarantine, health, progress)
-    checkpointing = Checkpointing(life.store, _background(life), control, describe, rows, validation, journal)
+    saves, snapshots = _background(life), _snapshots(life)
+    checkpointing = Checkpointing(life.store, saves, snapshots, control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
     stop_on_signal, first_step = StopOnSignal(flag, control, journal), FirstStep(journal)
     callbacks = (stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
@@ -240,6 +247,23 @@ def _train(
         journal.close()
         engine.close()
     return trainer, checkpointing.last
+
+
+def _memory_place(recipe: Recipe, world: World) -> MemoryPlace:
+    folder = snapshot_folder(recipe.checkpoint.memory_dir, recipe.directory, world.node)
+    return MemoryPlace(folder, world.node, own_address(world.master_addr))
+
+
+def _snapshots(life: _Life) -> MemorySnapshots | None:
+    """What takes snapshots in memory; None if the recipe wants none, or there is no memory disk on a node."""
+    section = life.recipe.checkpoint
+    if not section.memory_every:
+        return None
+    (is_missing,) = life.control.maxima(float(not section.memory_dir.is_dir()))
+    if is_missing:
+        life.journal.say(f"no snapshots in memory: a node has no {section.memory_dir} (checkpoint.memory_dir)")
+        return None
+    return MemorySnapshots(life.store, life.control, life.device, life.memory)
 
 
 def _background(life: _Life) -> BackgroundSaves | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ptm_dist.checkpoint.background import BackgroundSaves
+from ptm_dist.checkpoint.memory import MemorySnapshots
 from ptm_dist.checkpoint.model import find_checkpoint
 from ptm_dist.checkpoint.retention import VALIDATION, Best, in_use, prune
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description, list_checkpoints
@@ -46,6 +47,7 @@ class Checkpointing(Callback):
     Args:
         store: of the run.
         saves: that go on beside the steps; None: the loop waits for each.
+        snapshots: in memory, between checkpoints; None: there are none.
         control: all ranks.
         describe: says of a step and its metrics what the manifest must hold.
         rows: written out before a checkpoint is made, so that no row straddles one.
@@ -57,6 +59,7 @@ class Checkpointing(Callback):
         self,
         store: CheckpointStore,
         saves: BackgroundSaves | None,
+        snapshots: MemorySnapshots | None,
         control: ControlGroup,
         describe: Callable[[StepRecord, dict[str, float]], Description],
         rows: TrainRows,
@@ -65,6 +68,8 @@ class Checkpointing(Callback):
     ) -> None:
         self._store = store
         self._saves = saves
+        self._snapshots = snapshots
+        self._has_told: set[str] = set()
         self._control = control
         self._describe = describe
         self._rows = rows
@@ -92,6 +97,8 @@ class Checkpointing(Callback):
                 self._started_from.enter_context(in_use(find_checkpoint(section.load_from).path))
         if self._saves is not None and _saves_on_the_way(section):
             self._saves.prepare(trainer.engine.state())
+        if self._snapshots is not None:
+            self._snapshots.prepare(trainer.engine.state())
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Save if there is a reason to; commit what was written meanwhile."""
@@ -102,8 +109,10 @@ class Checkpointing(Callback):
         is_best = self._is_best(section, step)
         if periodic or leaving or is_best or self._is_late(section):
             self._save(section, trainer, record, leaving)
-        else:
-            self._commit_what_is_written(section)
+            return
+        self._commit_what_is_written(section)
+        if self._snapshots is not None and step % section.memory_every == 0:
+            self._take_snapshot(self._snapshots, trainer, record)
 
     def on_end(self, trainer: Trainer) -> None:
         """Let go of what the run started from."""
@@ -119,8 +128,9 @@ class Checkpointing(Callback):
 
     def close(self) -> None:
         """End what goes on beside the steps; what is being written is never completed then."""
-        if self._saves is not None:
-            self._saves.close()
+        for each in (self._saves, self._snapshots):
+            if each is not None:
+                each.close()
 
     def _is_best(self, section: CheckpointSection, step: int) -> bool:
         figures = self._validation.figures(step) if self._validation is not None else {}
@@ -157,6 +167,23 @@ class Checkpointing(Callback):
             self._committed(section, save, info)
         self._last_save = time.perf_counter()
         trainer.report(Phase.BETWEEN)
+
+    def _take_snapshot(self, snapshots: MemorySnapshots, trainer: Trainer, record: StepRecord) -> None:
+        trainer.report(Phase.SAVE)
+        self._rows.flush()
+        started = time.perf_counter()
+        is_taken = snapshots.take(trainer.engine.state(), self._describe(record, {"loss": record.result.loss}))
+        self._rows.interval.checkpoint_seconds += time.perf_counter() - started
+        if not is_taken:
+            self._tell_once("snapshot_skipped", "one before it is still on its way to another node", record.step)
+        if snapshots.problems:
+            self._tell_once("snapshot_alone", "; ".join(snapshots.problems), record.step)
+        trainer.report(Phase.BETWEEN)
+
+    def _tell_once(self, kind: str, reason: str, step: int) -> None:
+        if kind not in self._has_told:
+            self._has_told.add(kind)
+            self._journal.event(kind, step=step, reason=reason)
 
     def _commit_what_is_written(self, section: CheckpointSection) -> None:
         if self._in_flight is None or self._saves is None:
