@@ -112,7 +112,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
 
 
 def _text(text: str) -> str:
