@@ -9,6 +9,7 @@ from typing import Any
 from ptm_dist.accounting.cost import Exchange, RankCost, SimulatedCost, StepCost, simulated_cost, step_cost
 from ptm_dist.models import parameter_shapes
 from ptm_dist.recipe.checks import check_recipe
+from ptm_dist.recipe.host_memory import HostMemory, host_memory
 from ptm_dist.recipe.layout import ResolvedLayout, processes, resolve_layout
 from ptm_dist.recipe.phase_report import PhaseReport, phase_report
 from ptm_dist.recipe.phases import phases
@@ -44,6 +45,7 @@ class DryRunReport:
         flops_per_token: of training in the last phase, recomputation excluded.
         flops: of the whole run, by the same two conventions.
         memory: bytes on the fullest rank, by part, at their most.
+        host: host memory of one rank for checkpoints and snapshots.
         cost: of one step, for each pipeline rank.
         simulated: the same of one rank on fake tensors, where that was asked for.
         data: folder of the token shards.
@@ -70,6 +72,7 @@ class DryRunReport:
     flops_per_token: TokenFlops
     flops: TokenFlops
     memory: MemoryEstimate
+    host: HostMemory
     cost: StepCost
     simulated: SimulatedCost | None
     data: str
@@ -83,6 +86,7 @@ class DryRunReport:
         """For JSON; memory with totals, the layout with its description."""
         values = asdict(self)
         values["memory"]["total"] = self.memory.total
+        values["host"]["total"] = self.host.total
         for rank, cost in zip(values["cost"]["ranks"], self.cost.ranks, strict=True):
             rank["memory"]["total"] = cost.memory.total
         values["layout"]["description"] = self.layout.describe()
@@ -157,6 +161,21 @@ class DryRunReport:
         return [
             ("memory per rank", f"{_size(memory.total)} (estimate for the fullest rank)"),
             *((f"  {part}", _size(count)) for part, count in parts.items() if count),
+            *self._host_rows(),
+        ]
+
+    def _host_rows(self) -> list[tuple[str, str]]:
+        host = self.host
+        parts = {
+            "written from": (host.staging, "while a checkpoint is written beside the steps"),
+            "snapshots": (host.snapshots, "two in turn"),
+            "of another node": (host.received, "two in turn, if there are several nodes"),
+        }
+        if not host.total:
+            return []
+        return [
+            ("host memory", f"about {_size(host.total)} of each rank, for copies of its share of the state"),
+            *((f"  {part}", f"{_size(count)}, {why}") for part, (count, why) in parts.items() if count),
         ]
 
     def _cost_rows(self) -> list[tuple[str, str]]:
@@ -225,6 +244,7 @@ def dry_run_report(recipe: Recipe, world_size: int, *, simulates: bool = False) 
         flops_per_token=parts[-1].flops_per_token,
         flops=_run_flops(recipe, parts),
         memory=max((rank.memory for rank in cost.ranks), key=lambda memory: memory.total),
+        host=host_memory(recipe, layout, cost.ranks),
         cost=cost,
         simulated=simulated_cost(recipe, layout) if simulates else None,
         data=", ".join(source.path for source in recipe.data.named_sources),

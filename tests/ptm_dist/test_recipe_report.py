@@ -117,3 +117,15 @@ def test_a_causal_run_without_phases_has_rows_of_its_own_only():
 def test_a_layout_that_does_not_fit_gets_no_report():
     with pytest.raises(LayoutError):
         dry_run_report(small_recipe(layout__tensor_parallel=2), 3)
+
+
+def test_a_report_says_what_host_memory_checkpoints_and_snapshots_take():
+    plain = dry_run_report(small_recipe(layout__zero_stage=3), 2)
+    share = plain.parameters * 3 * 4 // 2
+    assert (plain.host.staging, plain.host.total) == (share, share)
+    assert f"host memory         about {share / 1024:.1f} KiB of each rank" in plain.text()
+    kept = dry_run_report(small_recipe(layout__zero_stage=3, checkpoint__memory_every=5), 2)
+    assert kept.as_dict()["host"]["total"] == 5 * share
+    waiting = dry_run_report(small_recipe(checkpoint__asynchronous=False), 1)
+    assert waiting.host.total == 0
+    assert "host memory" not in waiting.text()
