@@ -8,6 +8,7 @@ than go on without the node.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,14 @@ from types import FrameType
 
 from launcher.elastic.address import connect, node_name
 
+LOST = 3
+"""Exit code of an agent that has no coordinator."""
+
+REQUEUE_VARIABLE = "PTM_REQUEUE"
+"""Environment variable that is set in Slurm jobs which go back to the queue by themselves."""
+
 _TICK_SECONDS = 0.05
+_SCRIPT_SECONDS = 10.0
 _SILENCE_SECONDS = 20.0
 _SLOW_START_SECONDS = 300.0
 _TELL_SECONDS = 2.0
@@ -44,6 +52,8 @@ class Keeper:
         while True:
             began = time.monotonic()
             code = self._one_life()
+            if code == LOST:
+                requeue_job(os.environ)
             if code >= 0:
                 return code
             in_a_row = in_a_row + 1 if time.monotonic() - began < _TOO_SOON_SECONDS else 0
@@ -93,6 +103,23 @@ class Keeper:
         wire = Wire(connection)
         wire.send("returning", token=address.token, node=_option(self._options, "--node", node_name()))
         wire.close()
+
+
+def requeue_job(environ: Mapping[str, str]) -> bool:
+    """Send the Slurm job of this process back to the queue, if its script wants that and can no longer do it itself.
+
+    With `--no-kill` Slurm lets a job go on when its first node breaks, though its script is gone with that node: the
+    job would hold the others until its time limit. Any of them may requeue it, and the first one does.
+    """
+    job, life = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_RESTART_COUNT", "0")
+    if not environ.get(REQUEUE_VARIABLE) or shutil.which("scontrol") is None:
+        return False
+    time.sleep(_SCRIPT_SECONDS)  # if the script lives, this process does not outlive that
+    command = ["scontrol", "--oneliner", "show", "job", job]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.split()
+    if "JobState=RUNNING" not in shown or f"Restarts={life}" not in shown:
+        return False
+    return subprocess.run(["scontrol", "requeue", job], timeout=60, check=False).returncode == 0
 
 
 def agent_environment(environ: Mapping[str, str], processes: int) -> dict[str, str]:

@@ -65,10 +65,11 @@ if [ -n "$${PTM_JOIN:-}" ]; then agents; exit; fi
 
 _SUCCESSOR = """\
 
-# If the first node of this job breaks, nothing of it is left that could go on. Then its successor does.
+# If the first node of this job breaks, its agents on the others send it back to the queue. If this script is killed,
+# or Slurm gives the job up, its successor goes on.
 if [ -n "$${PTM_AFTER:-}" ]; then
     case "$$(squeue -h -j "$$PTM_AFTER" -t all -o '%T %r' 2>/dev/null)" in
-        NODE_FAIL*|*JobLaunchFailure*|*NodeFail*|*BatchScript*|'') ;;
+        NODE_FAIL*|TIMEOUT*|*JobLaunchFailure*|*NodeFail*|*RaisedSignal*|'') ;;
         *) echo "job $$PTM_AFTER ended by itself: nothing to do"; exit 0 ;;
     esac
     scontrol update jobid="$$SLURM_JOB_ID" comment=$comment
@@ -85,6 +86,7 @@ _RUN = """\
 FIRST=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
 ADDRESS=$$(scontrol show node "$$FIRST" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 # Agents find the coordinator in the run directory. Those who do not see it tell it so at this address.
+$requeue_variable
 export PTM_COORDINATOR="$${ADDRESS:-$$FIRST}:$$((20000 + SLURM_JOB_ID % 10000))"
 newest() { find "$$PTM_RUN/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1; }
 BEFORE=$$(newest)
@@ -121,7 +123,8 @@ _GROW = """\
     HAVE=$$(squeue -h -j "$$SLURM_JOB_ID" -o %D)
     COMING=$$([ -z "$$JOINERS" ] || squeue -h -j "$$(echo $$JOINERS | tr ' ' ,)" -o %i 2>/dev/null | wc -l)
     if [ -n "$$HAVE" ] && [ $$((HAVE + $${COMING:-0})) -lt $most ]; then
-        JOINER=$$(PTM_JOIN=1 sbatch --parsable --nodes=1 --comment=$joiner_comment --no-requeue \\
+        TAKEN=$$(squeue -h -j "$$(echo $$SLURM_JOB_ID $$JOINERS | tr ' ' ,)" -o %N 2>/dev/null | paste -sd, -)
+        JOINER=$$(PTM_JOIN=1 sbatch --parsable --nodes=1 --exclude="$$TAKEN" --comment=$joiner_comment --no-requeue \\
             "$$PTM_RUN/slurm/job.sh") || continue
         JOINERS="$$JOINERS $$JOINER"
         echo "$$(date +%T) job $$JOINER is to bring a node"
@@ -201,6 +204,7 @@ class JobScript:
             "successor_comment": _quoted(f"{SUCCESSOR_PREFIX}{self.run}"),
             "joiner_comment": _quoted(f"{JOINER_PREFIX}{self.run}"),
             "requeue_code": str(REQUEUE_CODE),
+            "requeue_variable": "export PTM_REQUEUE=1" if self.profile.requeue else "export PTM_REQUEUE=",
             "requeue": _REQUEUE if self.profile.requeue else 'exit "$CODE"',
         }
         options = "".join(f"#SBATCH {option}\n" for option in self._options())

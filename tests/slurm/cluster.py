@@ -12,7 +12,7 @@ import pytest
 
 from slurm.virtual_cluster import VirtualCluster, why_not
 
-_WAIT_SECONDS = 240.0
+_WAIT_SECONDS = 150.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Slurm:
         """What `scontrol show job` says, by its own names."""
         shown = self.cluster.command("scontrol", "--oneliner", "show", "job", str(number)).stdout
         return dict(item.split("=", 1) for item in shown.split() if "=" in item)
+
+    def is_idle(self, count: int) -> bool:
+        """Whether so many nodes wait for work."""
+        states = self.cluster.command("sinfo", "-h", "-p", "low", "-N", "-o", "%T").stdout.split()
+        return states.count("idle") >= count
 
     def wait(self, number: int) -> dict[str, str]:
         """The job when it has ended."""
