@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,9 +142,11 @@ def _run_in(world: World, recipe: Recipe, as_json: bool) -> int:
                 summary = _checked_run(world, recipe)
         else:
             summary = _checked_run(world, recipe)
-    except UserError:
+    except UserError as error:
         if world.rank == 0:
             raise
+        if world.local_rank == 0:  # what is wrong with this machine alone, the first rank does not know
+            print(f"error on {world.node}: {error}", file=sys.stderr)
         return 2
     if world.rank == 0:
         print_json(summary) if as_json else print(ending(summary))

@@ -133,5 +133,27 @@ def _run(command: list[str], text: str | None = None) -> subprocess.CompletedPro
         raise SlurmError(f"{command[0]} gave no answer in {_SECONDS:.0f} s: ask sinfo whether Slurm is up") from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise SlurmError(f"{' '.join(command[:2])}: {said}")
+        raise SlurmError(f"{' '.join(command[:2])}: {said}{_advice(said)}")
     return done
+
+
+def _advice(said: str) -> str:
+    """What to do about a refusal that has nothing to do with the run."""
+    words = said.lower()
+    if "partition" in words:
+        return f"; choose one by --partition: {_offers('%P')}"
+    if "configuration is not available" in words or "more processors requested" in words or "node count" in words:
+        offers = _offers("%P has %D nodes with %c cores, %m MB, GPUs: %G")
+        return f"; ask for fewer nodes, or for less of each in the cluster file: {offers}"
+    return ""
+
+
+def _offers(form: str) -> str:
+    """What the cluster has, as sinfo says it."""
+    try:
+        answer = subprocess.run(
+            ["sinfo", "--noheader", f"--format={form}"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "see sinfo"
+    return ", ".join(dict.fromkeys(line.strip() for line in answer.splitlines())) or "see sinfo"

@@ -151,7 +151,6 @@ _REQUEUE = """\
 note requeue
 echo "$(date +%T) not finished: back to the queue"
 trap '' TERM
-[ -z "${SUCCESSOR:-}$JOINERS" ] || scancel ${SUCCESSOR:-} $JOINERS
 scontrol requeue "$SLURM_JOB_ID"
 # Nodes that were found to be bad are not wanted again; Slurm takes that only from a job that waits.
 BAD=$(sort -u "$PTM_RUN/slurm/bad-nodes" 2>/dev/null | paste -sd, -)
@@ -159,6 +158,9 @@ BAD=$(sort -u "$PTM_RUN/slurm/bad-nodes" 2>/dev/null | paste -sd, -)
     scontrol update jobid="$SLURM_JOB_ID" ExcNodeList="$BAD" 2>/dev/null && break
     sleep 0.3
 done"""
+
+
+_LET_GO = "scancel $SUCCESSOR $JOINERS\n"
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class JobScript:
             "joiner_comment": _quoted(f"{JOINER_PREFIX}{self.run}"),
             "requeue_code": str(REQUEUE_CODE),
             "requeue_variable": "export PTM_REQUEUE=1" if self.profile.requeue else "export PTM_REQUEUE=",
-            "requeue": _REQUEUE if self.profile.requeue else 'exit "$CODE"',
+            "requeue": (_LET_GO if self.is_elastic else "") + _REQUEUE if self.profile.requeue else 'exit "$CODE"',
         }
         options = "".join(f"#SBATCH {option}\n" for option in self._options())
         before = Template(_HEAD + _SIGNALS).substitute(values)

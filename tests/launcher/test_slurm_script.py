@@ -90,12 +90,12 @@ def test_a_gpu_node_with_pyxis_gets_a_process_per_gpu_in_the_image():
     assert agents(text) == (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none '
         f"--kill-on-bad-exit=0 --no-kill --cpus-per-task=96 {container}"
-        "python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 8"
+        "python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 8 --examine"
     )
     assert coordinator(text) == (
         "srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --relative=0 --cpu-bind=none "
         f"{container}python -m launcher.slurm.coordinate '/shared/my runs/gpt2/slurm/recipe.yaml' "
-        '--nodes 2:8 --expect "$SLURM_JOB_NUM_NODES" --host "${ADDRESS:-$FIRST}"'
+        '--nodes 2:8 --expect "$SLURM_JOB_NUM_NODES"'
     )
 
 
@@ -104,7 +104,8 @@ def test_apptainer_stands_before_python_and_modules_before_the_run():
     assert "--gres=gpu:4" in options(text)
     assert text.index("module load apptainer") < text.index("\nagents() {")
     image = "apptainer exec --nv --bind /shared --pwd /home/me /shared/images/ptm-dist.sif "
-    assert agents(text).endswith(f"{image}python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 4")
+    keeper = "python -m launcher.elastic.keeper '/shared/my runs/gpt2/logs' --processes 4 --examine"
+    assert agents(text).endswith(f"{image}{keeper}")
     assert coordinator(text).startswith(f"{image}python -m launcher.slurm.coordinate ")
 
 
@@ -186,6 +187,15 @@ def test_a_dry_run_asks_slurm_and_leaves_nothing(ptm, workspace, slurm):  # noqa
     wrong = ptm("submit", recipe, "--cluster", cluster, "--nodes", 1, "--partition", "gold", "--dry-run")
     assert wrong.code == 2
     assert "invalid partition" in wrong.err.lower()
+    assert "choose one by --partition: low*, high" in wrong.err
+    cluster.write_text("gpus_per_node: 64\n")
+    greedy = ptm("submit", recipe, "--cluster", cluster, "--nodes", 1, "training.global_batch_size=64")
+    assert (greedy.code, greedy.err.count("\n")) == (2, 1)
+    assert "ask for fewer nodes, or for less of each in the cluster file: low* has 4 nodes with 4 cores" in greedy.err
+    cluster.write_text("tasks_per_node: 1\n")
+    many = ptm("submit", recipe, "--cluster", cluster, "--nodes", 40, "--dry-run", "training.global_batch_size=64")
+    assert (many.code, many.err.count("\n")) == (2, 1)
+    assert "ask for fewer nodes" in many.err
     assert slurm.cluster.command("squeue", "-h").stdout == ""
 
 
