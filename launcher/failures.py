@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from ptm_dist.errors import DiskFullError, is_disk_full
 
 # What gloo, NCCL and TCPStore say when the other end is gone; they raise plain RuntimeErrors with these texts.
 _LOST_PEER = (
@@ -36,6 +37,8 @@ class Kind(StrEnum):
 
     USER = "user"
     """A mistake that the message explains."""
+    PASSING = "passing"
+    """Something outside the run that may pass, such as a full disk; the message explains it too."""
     ERROR = "error"
     """Anything else that went wrong in this rank itself."""
     COLLATERAL = "collateral"
@@ -68,8 +71,8 @@ class Failure:
     def of(cls, rank: int, error: BaseException) -> Failure:
         """What `error`, just caught in rank `rank`, says."""
         if isinstance(error, UserError):
-            return cls(rank, time.time(), Kind.USER, str(error))
-        kind = Kind.COLLATERAL if is_collateral(error) else Kind.ERROR
+            return cls(rank, time.time(), Kind.PASSING if is_passing(error) else Kind.USER, str(error))
+        kind = Kind.PASSING if is_passing(error) else Kind.COLLATERAL if is_collateral(error) else Kind.ERROR
         message = "".join(traceback.format_exception_only(error)).strip()
         return cls(rank, time.time(), kind, message, "".join(traceback.format_exception(error)))
 
@@ -77,6 +80,11 @@ class Failure:
     def from_json(cls, values: dict[str, Any]) -> Failure:
         """What :meth:`as_json` made."""
         return cls(**{**values, "kind": Kind(values["kind"])})
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the message says all that a user needs."""
+        return self.kind in (Kind.USER, Kind.PASSING)
 
     def headline(self) -> str:
         """Who, where, what: one line, but for a message of several."""
@@ -125,6 +133,13 @@ def is_collateral(error: BaseException) -> bool:
     return error.__cause__ is not None and is_collateral(error.__cause__)
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, tells of something that may pass: a full disk."""
+    if isinstance(error, DiskFullError) or is_disk_full(error):
+        return True
+    return error.__cause__ is not None and is_passing(error.__cause__)
+
+
 def failure_path(logs: Path, rank: int) -> Path:
     """Where a rank writes its failure."""
     return logs / f"failure_rank{rank}.json"
@@ -167,7 +182,7 @@ def first_cause(logs: Path, exits: Sequence[Exit]) -> Failure:
 
 def describe(failure: Failure, logs: Path) -> str:
     """A failure for people: who, what, the end of the traceback, and where the rest is."""
-    if failure.kind is Kind.USER:
+    if failure.is_explained:
         return failure.message
     headline = failure.headline()
     if failure.kind is Kind.COLLATERAL:

@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from launcher.elastic.agents import Started
 from launcher.elastic.coordinator import Ending
 from launcher.elastic.launch import Place, keeper_command, train
-from launcher.failures import Kind, describe
+from launcher.failures import describe
 from ptm_dist.recipe.schema import Recipe
 
 NODE = "localhost"
@@ -42,7 +42,7 @@ def conclude(ending: Ending, logs: Path) -> int:
     failure = ending.failure
     if failure is None:
         return 0
-    if failure.kind is Kind.USER:
+    if failure.is_explained:
         raise UserError(describe(failure, logs))
     print(f"error: {describe(failure, logs)}", file=sys.stderr)
     return 1

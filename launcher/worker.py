@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeAlias
 
-from launcher.failures import Failure, Kind, write_failure
+from launcher.failures import Failure, write_failure
 from launcher.logs import open_log
 from ptm_dist.training.link import Phase
 from ptm_dist.training.world import World
@@ -55,6 +55,10 @@ class WorkerLink:
     def tell_outcome(self, outcome: dict[str, Any]) -> None:
         """Say how the run ended, just before this process does."""
         self._send({"outcome": outcome})
+
+    def tell_failure(self, failure: Failure) -> None:
+        """Say why this process ends, without its traceback, which only fits in a file."""
+        self._send({"failure": replace(failure, traceback="").as_json()})
 
     def _send(self, message: dict[str, Any]) -> None:
         with suppress(OSError):
@@ -113,9 +117,11 @@ def live(entry: Entry, job: Job, agent: int) -> NoReturn:
             entry(job)
         except Exception as error:
             failure = Failure.of(job.world.rank, error)
-            write_failure(job.logs, failure)
-            log.write(failure.traceback or f"error: {failure.message}\n")
-            _leave(2 if failure.kind is Kind.USER else 1)
+            job.link.tell_failure(failure)
+            with suppress(OSError):  # a disk that is full has no room for words either
+                write_failure(job.logs, failure)
+                log.write(failure.traceback or f"error: {failure.message}\n")
+            _leave(2 if failure.is_explained else 1)
         _leave(0)
 
 
@@ -162,6 +168,7 @@ def _describe_world(world: World) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -1,5 +1,7 @@
 """User errors of the training side; all are :class:`data_pipeline.errors.UserError`."""
 
+import errno
+
 from data_pipeline.errors import UserError
 
 
@@ -17,3 +19,12 @@ class CheckpointError(UserError):
 
 class RunDirectoryError(UserError):
     """A run directory that cannot be written, or that belongs to another recipe."""
+
+
+class DiskFullError(CheckpointError, RunDirectoryError):
+    """No room for what a run writes. The run itself is in order: it goes on as soon as somebody makes room."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the system says that there is no room: on the disk, or in what the user may have of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

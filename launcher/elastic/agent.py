@@ -21,13 +21,11 @@ from launcher.doctor.findings import NodeReport
 from launcher.doctor.node import examine_node
 from launcher.doctor.tokens import missing_tokens, remove_token, write_token
 from launcher.elastic.address import complain, connect, node_name
+from launcher.elastic.keeper import LOST
 from launcher.elastic.wire import Message, Wire
 from launcher.elastic.workers import Worker, fork_workers
 from launcher.worker import STACK_SIGNAL, die_with_agent, stack_path
 from ptm_dist.training.world import World
-
-LOST = 3
-"""Exit code of an agent that has no coordinator."""
 
 _TICK_SECONDS = 0.1
 _BEAT_SECONDS = 1.0
@@ -146,6 +144,7 @@ class Agent:
             rank=worker.world.rank,
             code=worker.exit.code,
             step=worker.step,
+            began_at=worker.began_at,
             outcome=worker.outcome,
             failure=None if failure is None else failure.as_json(),
         )

@@ -38,6 +38,8 @@ _STACKS_SECONDS = 3.0
 _LOOK_SECONDS = 15.0
 _FAREWELL_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_PASSING_SECONDS = 5.0
+_LONGEST_PASSING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Coordinator:
         self._token = secrets.token_hex(16)
         self._round: Round | None = None
         self._rounds = 0
-        self._best_step = -1
+        self._best_step = self._best_start = -1
         self._restarts = 0
         self._last_failure: Failure | None = None
         self._stops: list[int] = []
@@ -256,6 +258,7 @@ class Coordinator:
             case "end":
                 failure = None if message["failure"] is None else Failure.from_json(message["failure"])
                 round_.best_step = max(round_.best_step, message["step"])
+                round_.began_at = max(round_.began_at, -1 if message["began_at"] is None else message["began_at"])
                 round_.outcome = message["outcome"] or round_.outcome
                 round_.end_rank(message["rank"], failure)
 
@@ -463,16 +466,18 @@ class Coordinator:
         """Start again, unless that is of no use or nobody wants it."""
         self._last_failure = failure
         self._event("failure", step=round_.best_step, **_as_event(failure))
-        is_new_place = round_.best_step > self._best_step
-        never_worked = self._best_step < 0 and round_.best_step == 0 and failure.traceback
+        is_passing = failure.kind is Kind.PASSING
+        # Steps alone are no progress where they cannot be saved: what counts then is that some were.
+        is_new_place = round_.began_at > self._best_start if is_passing else round_.best_step > self._best_step
+        never_worked = self._best_step < 0 and round_.best_step == 0 and failure.traceback and not is_passing
         self._best_step = max(self._best_step, round_.best_step)
+        self._best_start = max(self._best_start, round_.began_at)
         self._restarts = 1 if is_new_place else self._restarts + 1
         is_in_vain = failure.kind is Kind.USER or never_worked or self._restarts > self._patience.restarts
         if self._stops or is_in_vain:
             self._ending = Ending(failure)
             return
-        if self._restarts > 1:
-            self._pause_until = time.monotonic() + min(2.0 ** (self._restarts - 2), _LONGEST_PAUSE_SECONDS)
+        self._pause_until = max(self._pause_until, time.monotonic() + _pause(self._restarts, is_passing))
         left = self._patience.restarts - self._restarts
         self._event("restart", rank=failure.rank, cause=failure.message, restarts_left=left)
         self._say(f"starting again ({left} more times without a new step) after: {failure.headline()}")
@@ -507,6 +512,13 @@ class Coordinator:
                 member.wire.flush()
                 member.wire.receive()
             time.sleep(_TICK_SECONDS)
+
+
+def _pause(restarts: int, is_passing: bool) -> float:
+    """Seconds before a start, given how many starts in a row got nowhere, this one included."""
+    if is_passing:
+        return min(_PASSING_SECONDS * restarts, _LONGEST_PASSING_SECONDS)
+    return min(2.0 ** (restarts - 2), _LONGEST_PAUSE_SECONDS) if restarts > 1 else 0.0
 
 
 def _as_event(failure: Failure) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.elastic.agents import Agents, Elsewhere
 from launcher.elastic.coordinator import Coordinator, Ending, Patience
 from launcher.elastic.work import Training, Work
+from ptm_dist.errors import DiskFullError
 from ptm_dist.recipe.schema import LaunchSection, Recipe
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,7 +54,14 @@ def train(recipe: Recipe, place: Place, start: Callable[[Path], Agents] = lambda
     directory.prepare(recipe)
     with directory.locked():
         pass  # Refuses here, before the logs of a run that is alive are touched; rank 0 takes it for good.
-    return coordinate(Training(recipe), place, directory.logs, patience_of(recipe.launch), start, event=directory.event)
+
+    def event(kind: str, **values: Any) -> None:
+        try:
+            directory.event(kind, **values)
+        except DiskFullError as error:
+            say(f"warning: not in the run's history: {kind}: {error}")
+
+    return coordinate(Training(recipe), place, directory.logs, patience_of(recipe.launch), start, event=event)
 
 
 def coordinate(

@@ -34,6 +34,7 @@ class Round:
         ended: ranks that ended, with their failures (None: ended well).
         beats: what ranks said last.
         best_step: most steps that any rank has done.
+        began_at: steps that were done when its ranks began to compute; -1: they never did.
         outcome: how the run stands, as rank 0 said at its end.
         deadline: when what is left of a broken round is killed (monotonic); None while nothing is broken.
         is_killed: whether that was done.
@@ -50,6 +51,7 @@ class Round:
     ended: dict[int, Failure | None] = field(default_factory=dict)
     beats: dict[int, Beat] = field(default_factory=dict)
     best_step: int = 0
+    began_at: int = -1
     outcome: dict[str, Any] | None = None
     deadline: float | None = None
     is_killed: bool = False

@@ -39,7 +39,9 @@ class Worker:
         phase: it reported last, with `step`, at `heard` (monotonic).
         step: see phase.
         heard: see phase.
+        began_at: steps that were done when it began to compute, None before that.
         outcome: what it said of its end, if it did.
+        said: why it failed, in its own words, if it did.
         exit: how it ended, None while it lives.
     """
 
@@ -49,7 +51,9 @@ class Worker:
     phase: Phase = Phase.BUILD
     step: int = 0
     heard: float = field(default_factory=time.monotonic)
+    began_at: int | None = None
     outcome: dict[str, Any] | None = None
+    said: Failure | None = None
     exit: Exit | None = None
 
     def listen(self) -> None:
@@ -61,9 +65,15 @@ class Worker:
                 return
             if "outcome" in message:
                 self.outcome = message["outcome"]
+            elif "failure" in message:
+                self.said = Failure.from_json(message["failure"])
             else:
-                self.phase, self.step = Phase(message["phase"]), int(message["step"])
-                self.heard = time.monotonic()
+                self._hear(Phase(message["phase"]), int(message["step"]))
+
+    def _hear(self, phase: Phase, step: int) -> None:
+        self.phase, self.step, self.heard = phase, step, time.monotonic()
+        if phase is Phase.DATA and self.began_at is None:
+            self.began_at = step
 
     def beat(self) -> Beat:
         """What it said last, and how it is."""
@@ -96,7 +106,7 @@ class Worker:
         """Why it ended, if not well: in its own words, or by its exit code."""
         if self.exit is None or self.exit.code == 0:
             return None
-        failure = read_failure(logs, self.world.rank) or self.exit.failure()
+        failure = read_failure(logs, self.world.rank) or self.said or self.exit.failure()
         return replace(failure, node=self.world.node, place=f"in phase {self.phase} after step {self.step}")
 
 

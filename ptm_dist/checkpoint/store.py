@@ -7,7 +7,6 @@ a directory of that name is complete, or damaged by somebody else.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -26,7 +25,7 @@ from data_pipeline.atomic import sync_path
 from ptm_dist.checkpoint.files import write_atomically
 from ptm_dist.checkpoint.plan import Boxes, RankPlan, boxes_with_values, described, plan_save
 from ptm_dist.checkpoint.state import Files, load_state, write_boxes
-from ptm_dist.errors import CheckpointError
+from ptm_dist.errors import CheckpointError, DiskFullError, is_disk_full
 from ptm_dist.parallel.boxes import Held
 from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.parallel.shards import LocalShard
@@ -247,8 +246,8 @@ class CheckpointStore:
         """Write and commit one checkpoint.
 
         Raises:
-            CheckpointError: if the disk is full or cannot be written, or has this step already, on all ranks;
-                what was there before is as it was.
+            CheckpointError: if the disk is full (DiskFullError) or cannot be written, or has this step already, on
+                all ranks; what was there before is as it was.
         """
         boxes = boxes_with_values(state)
         plan = self.plan(boxes)
@@ -380,8 +379,8 @@ def _set_aside(paths: list[Path]) -> None:
 
 
 def _save_error(directory: Path, error: OSError) -> CheckpointError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(
+    if is_disk_full(error):
+        return DiskFullError(
             f"the disk of {directory} is full; earlier checkpoints are untouched: make room, and the same "
             "command goes on from the last one"
         )

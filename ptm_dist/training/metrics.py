@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ptm_dist.checkpoint.files import write_atomically
-from ptm_dist.errors import RunDirectoryError
+from ptm_dist.errors import DiskFullError, RunDirectoryError, is_disk_full
 from ptm_dist.parallel.control import ControlGroup
 from ptm_dist.training.machine import Machine
 from ptm_dist.training.trainer import StepRecord
@@ -120,7 +120,7 @@ class JsonLines:
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise RunDirectoryError(f"cannot write {self._path}: {error.strerror}") from error
+            raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -171,7 +171,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             write_atomically(lost, "".join(f"{line}\n" for line in lines))
         write_atomically(path, "".join(f"{line}\n" for line in kept))
     except OSError as error:
-        raise RunDirectoryError(f"cannot write {path}: {error.strerror}") from error
+        raise _cannot_write(path, error) from error
 
 
 def lost_rows_path(path: Path) -> Path:
@@ -185,6 +185,11 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cannot_write(path: Path, error: OSError) -> RunDirectoryError:
+    kind = DiskFullError if is_disk_full(error) else RunDirectoryError
+    return kind(f"cannot write {path}: {error.strerror}")
 
 
 def _mean(values: list[float]) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ptm_dist.checkpoint.files import write_atomically
-from ptm_dist.errors import RecipeError, RunDirectoryError
+from ptm_dist.errors import DiskFullError, RecipeError, RunDirectoryError, is_disk_full
 from ptm_dist.recipe.fingerprint import differences
 from ptm_dist.recipe.loading import dump_recipe, load_recipe
 from ptm_dist.recipe.schema import Recipe
@@ -125,8 +125,9 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            reason = "its disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-            raise RunDirectoryError(
+            is_full = is_disk_full(error)
+            reason = "its disk is full" if is_full else str(error)
+            raise (DiskFullError if is_full else RunDirectoryError)(
                 f"cannot write to the run directory {self.path}: {reason}; choose another run_dir or mend this one"
             ) from error
 

@@ -219,7 +219,7 @@ def test_a_run_directory_that_cannot_be_written(ptm, workspace):
 @pytest.mark.parametrize("nproc", [None, 2])
 def test_a_disk_that_fills_up_while_saving(ptm, workspace, small_disk, nproc):
     processes = () if nproc is None else ("--nproc", nproc)
-    command = ("train", workspace / "recipe.yaml", *processes, f"run_dir={small_disk}")
+    command = ("train", workspace / "recipe.yaml", *processes, f"run_dir={small_disk}", "launch.max_restarts=0")
     check(ptm(*command), f"the disk of {small_disk / 'checkpoints'} is full", "earlier checkpoints are untouched")
     kept = ptm("checkpoint", "list", small_disk, "--json").json
     assert [entry["step"] for entry in kept] == [3]

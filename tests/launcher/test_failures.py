@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 
 import pytest
@@ -17,6 +18,7 @@ from launcher.failures import (
     remove_failures,
     write_failure,
 )
+from ptm_dist.errors import CheckpointError, DiskFullError
 
 
 def chained() -> RuntimeError:
@@ -87,6 +89,19 @@ def test_a_users_mistake_is_shown_without_traceback(tmp_path):
         failure = Failure.of(1, error)
     assert failure.kind is Kind.USER
     assert describe(failure, tmp_path) == "shard 3 is truncated"
+
+
+def test_a_full_disk_may_pass_wherever_it_is_met(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert Failure.of(0, DiskFullError("the disk of x is full")).kind is Kind.PASSING
+    assert Failure.of(0, full).kind is Kind.PASSING
+    other = RuntimeError("could not write")
+    other.__cause__ = full
+    failure = Failure.of(0, other)
+    assert failure.kind is Kind.PASSING
+    assert describe(failure, tmp_path) == "RuntimeError: could not write"
+    assert Failure.of(0, OSError(errno.EIO, "Input/output error")).kind is Kind.ERROR
+    assert Failure.of(0, CheckpointError("damaged")).kind is Kind.USER
 
 
 def test_a_long_traceback_is_cut_at_its_beginning(tmp_path):
