@@ -98,7 +98,7 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> dict[str, object]:
     """Both ways in turn; medians."""
     measurement = Measurement(recipe, folder)
     measurement.saves.prepare(measurement.engine.state())
-    alone = [measurement.step() for _ in range(5)][1:]
+    alone = [measurement.step() for _ in range(3)][1:]
     waits, stalls, totals, steps = [], [], [], []
     for number in range(rounds):
         waits.append(measurement.waiting())
@@ -109,7 +109,7 @@ def measure(recipe: Recipe, folder: Path, rounds: int) -> dict[str, object]:
         print(
             f"round {number}: waited for {waits[-1]:.2f} s; beside the steps {stall:.2f} s of {total:.2f} s", flush=True
         )
-        alone += [measurement.step() for _ in range(3)]
+        alone += [measurement.step() for _ in range(2)]
     measurement.saves.close()
     size = sum(box.local.nbytes for box in measurement.engine.state().values())
     return {
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("configs/gpt/gpt3-350m.yaml"))
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
-    options.work.mkdir(parents=True)
+    options.work.mkdir(parents=True, exist_ok=True)
     try:
         figures = measure(load_recipe(options.recipe, SETTINGS), options.work, options.rounds)
     finally:

@@ -19,7 +19,7 @@ from ptm_dist.checkpoint.staging import HostBuffer, places_of
 from ptm_dist.checkpoint.state import METADATA_FILE, Files
 from ptm_dist.checkpoint.store import CheckpointInfo, CheckpointStore, Description
 from ptm_dist.errors import CheckpointError
-from ptm_dist.keeper.messages import Part, Reserve, Save, Saved
+from ptm_dist.keeper.messages import Part, Save, Saved
 from ptm_dist.parallel.boxes import Held
 from ptm_dist.parallel.control import ControlGroup
 
@@ -41,7 +41,6 @@ class _Prepared:
     parts: tuple[Part, ...]
     buffer: HostBuffer
     keeper: KeeperProcess
-    is_reserved: bool = False
 
 
 class BackgroundSaves:
@@ -66,7 +65,7 @@ class BackgroundSaves:
         return self._in_flight is not None
 
     def prepare(self, state: Mapping[str, Held]) -> None:
-        """Plan, start the process and have it reserve memory; does not wait for it."""
+        """Plan, start the process and begin to reserve memory; waits for neither."""
         plan = self._store.plan(boxes_with_values(state))
         if self._prepared is not None and self._prepared.plan is plan:
             return
@@ -75,7 +74,7 @@ class BackgroundSaves:
         parts = tuple(Part(box.pickled, begin, box.size) for box, begin in zip(plan.boxes, begins, strict=True))
         buffer = HostBuffer(max(size, 1), self._device)
         keeper = KeeperProcess([buffer.descriptor])
-        keeper.send(Reserve(0, buffer.size))
+        buffer.reserve()
         self._prepared = _Prepared(plan, parts, buffer, keeper)
 
     def start(self, state: Mapping[str, Held], description: Description) -> None:
@@ -114,21 +113,17 @@ class BackgroundSaves:
     def _stage(self, state: Mapping[str, Held]) -> _Prepared:
         prepared, boxes = self._prepared, boxes_with_values(state)
         assert prepared is not None
-        if not prepared.is_reserved:
-            self._await_memory(prepared)
-        places = zip(prepared.parts, prepared.plan.boxes, strict=True)
-        prepared.buffer.fill((part.begin, boxes[planned.index].local) for part, planned in places)
-        return prepared
-
-    def _await_memory(self, prepared: _Prepared) -> None:
-        try:
+        if prepared.keeper.has_answer():  # to nothing: it is gone
             prepared.keeper.answer()
+        places = zip(prepared.parts, prepared.plan.boxes, strict=True)
+        try:
+            prepared.buffer.fill((part.begin, boxes[planned.index].local) for part, planned in places)
         except OSError as error:
             raise CheckpointError(
                 f"no memory for a copy of the state ({prepared.buffer.size / 1024**3:.1f} GiB on this rank, {error}); "
                 "let checkpoint.asynchronous=false save without one"
             ) from error
-        prepared.is_reserved = True
+        return prepared
 
     def _look(self, waits: bool) -> _InFlight:
         """The save in flight with this rank's answer, if there is one."""

@@ -24,7 +24,7 @@ from ptm_dist.checkpoint.plan import RankPlan, boxes_with_values
 from ptm_dist.checkpoint.staging import HostBuffer, places_of
 from ptm_dist.checkpoint.store import CheckpointStore, Description
 from ptm_dist.errors import CheckpointError
-from ptm_dist.keeper.messages import Keep, Kept, Listen, Listening, Reserve
+from ptm_dist.keeper.messages import Keep, Kept, Listen, Listening
 from ptm_dist.keeper.peers import Peer
 from ptm_dist.keeper.snapshots import SnapshotBox, SnapshotHeader, begin
 from ptm_dist.parallel.boxes import Held
@@ -102,7 +102,6 @@ class _Prepared:
     buffers: tuple[HostBuffer, ...]
     keeper: KeeperProcess
     peer: Peer | None
-    reserved: int = 0
     taken: int = 0
     is_busy: bool = False
 
@@ -151,7 +150,7 @@ class MemorySnapshots:
         life, secret = self._control.from_first(lambda: (uuid.uuid4().hex[:8], secrets.token_hex(16)))
         buffers = self._control.together(lambda: self._files(life, size))
         keeper = KeeperProcess([buffer.descriptor for buffer in buffers])
-        keeper.send(Reserve(0, buffers[0].size))
+        buffers[0].reserve()
         self._prepared = _Prepared(plan, kept, int(total), life, buffers, keeper, None)
         self._prepared.peer = self._meet(keeper, secret)
 
@@ -210,26 +209,12 @@ class MemorySnapshots:
 
         def listen() -> int:
             keeper.send(Listen(str(self._place.folder), secret))
-            self._await_memory(0)
             answer = keeper.answer()
             assert isinstance(answer, Listening)
             return answer.port
 
         listening = self._control.gather((self._place.host, self._control.together(listen)))
         return None if number is None else Peer(*listening[number], secret)
-
-    def _await_memory(self, slot: int) -> None:
-        prepared = self._prepared
-        assert prepared is not None
-        if slot < prepared.reserved:
-            return
-        try:
-            if slot:
-                prepared.keeper.send(Reserve(slot, prepared.buffers[slot].size))
-            prepared.keeper.answer()
-        except OSError as error:
-            raise _no_memory(self._place.folder, prepared.buffers[slot].size, error) from error
-        prepared.reserved = slot + 1
 
     def _look(self) -> _Prepared:
         """Take note of what the process has done meanwhile."""
@@ -242,11 +227,13 @@ class MemorySnapshots:
         return prepared
 
     def _fill(self, prepared: _Prepared, slot: int, state: Mapping[str, Held]) -> None:
-        self._await_memory(slot)
         begin(self._place.folder, self._file(prepared.life, slot))
         boxes = boxes_with_values(state)
         places = zip(prepared.boxes, prepared.plan.boxes, strict=True)
-        prepared.buffers[slot].fill((kept.begin, boxes[planned.index].local) for kept, planned in places)
+        try:
+            prepared.buffers[slot].fill((kept.begin, boxes[planned.index].local) for kept, planned in places)
+        except OSError as error:
+            raise _no_memory(self._place.folder, prepared.buffers[slot].size, error) from error
 
     def _forget_earlier_lives(self, life: str) -> None:
         """All ranks have a snapshot of this one."""

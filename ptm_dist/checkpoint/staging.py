@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -14,9 +15,7 @@ _ALIGNMENT = 64
 
 
 class HostBuffer:
-    """Memory that a process started with its descriptor sees as well.
-
-    It takes memory when it is written to, or reserved (:class:`ptm_dist.keeper.messages.Reserve`).
+    """Memory that a process started with its descriptor sees as well; it takes none before :meth:`reserve`.
 
     Args:
         size: in bytes.
@@ -30,11 +29,22 @@ class HostBuffer:
         self.descriptor = os.memfd_create("ptm-checkpoint") if path is None else os.open(path, flags, 0o600)
         self._device = device
         self._memory: Tensor | None = None
+        self._reserving: Thread | None = None
+        self._failure: OSError | None = None
         os.ftruncate(self.descriptor, size)
 
+    def reserve(self) -> None:
+        """Begin to take all of the memory, in a thread: the first copy would else wait for every page of it."""
+        if self._reserving is None:
+            self._reserving = Thread(target=self._reserve, daemon=True)
+            self._reserving.start()
+
     def fill(self, values: Iterable[tuple[int, Tensor]]) -> None:
-        """Copy tensors to the bytes where they are to begin; on return they are there."""
-        memory = self._mapped()
+        """Copy tensors to the bytes where they are to begin; on return they are there.
+
+        Raises: OSError if there is not so much memory.
+        """
+        memory = self._reserved()
         for begin, tensor in values:
             target = memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             target.copy_(tensor.detach(), non_blocking=True)
@@ -43,18 +53,35 @@ class HostBuffer:
 
     def close(self) -> None:
         """Let go of the memory."""
+        if self._reserving is not None:
+            self._reserving.join()
         if self._memory is not None and self._device.type == "cuda":
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
         self._memory = None
         os.close(self.descriptor)
 
-    def _mapped(self) -> Tensor:
-        """All of it; mapped late, when its memory was reserved."""
-        if self._memory is None:
-            self._memory = torch.frombuffer(mmap.mmap(self.descriptor, self.size), dtype=torch.uint8)
-            if self._device.type == "cuda":
-                torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), self.size, 0)
+    def _reserved(self) -> Tensor:
+        self.reserve()
+        assert self._reserving is not None
+        self._reserving.join()
+        if self._failure is not None:
+            raise self._failure
+        assert self._memory is not None
         return self._memory
+
+    def _reserve(self) -> None:
+        try:
+            # So that no page is missing later, which would end the process.
+            os.posix_fallocate(self.descriptor, 0, self.size)
+        except OSError as error:
+            self._failure = error
+            return
+        memory = torch.frombuffer(mmap.mmap(self.descriptor, self.size), dtype=torch.uint8)
+        memory[:: mmap.PAGESIZE].zero_()
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), self.size, 0)
+        self._memory = memory
 
 
 def places_of(sizes: Sequence[int]) -> tuple[list[int], int]:

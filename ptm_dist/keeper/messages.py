@@ -9,19 +9,6 @@ from ptm_dist.keeper.snapshots import SnapshotHeader
 
 
 @dataclass(frozen=True)
-class Reserve:
-    """Ask for memory behind a shared buffer, all of it, so that writing to it cannot fail; answered by Done.
-
-    Attributes:
-        buffer: its number.
-        size: in bytes.
-    """
-
-    buffer: int
-    size: int
-
-
-@dataclass(frozen=True)
 class Part:
     """A tensor in a shared buffer.
 
@@ -104,11 +91,6 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Done:
-    """All went well."""
-
-
-@dataclass(frozen=True)
 class Saved:
     """Files are on the disk.
 
@@ -132,5 +114,5 @@ class Failed:
     reason: str
 
 
-Job = Reserve | Save | Listen | Keep
-Answer = Done | Saved | Listening | Kept
+Job = Save | Listen | Keep
+Answer = Saved | Listening | Kept

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ptm_dist.keeper.archive import DataFile
-from ptm_dist.keeper.messages import Answer, Done, Failed, Job, Keep, Kept, Listen, Listening, Reserve, Save, Saved
+from ptm_dist.keeper.messages import Answer, Failed, Job, Keep, Kept, Listen, Listening, Save, Saved
 from ptm_dist.keeper.peers import Receiver, send
 from ptm_dist.keeper.snapshots import hashed, seal
 
@@ -46,17 +46,19 @@ class Keeper:
 
     def _done(self, job: Job) -> Answer:
         match job:
-            case Reserve():
-                os.posix_fallocate(self._buffers[job.buffer], 0, job.size)
-                self._views[job.buffer] = memoryview(mmap.mmap(self._buffers[job.buffer], job.size))
-                return Done()
             case Save():
-                os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)  # not before: the first save waits for its memory
-                return Saved(save(job, self._views.get(job.buffer, memoryview(b""))))
+                os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+                return Saved(save(job, self._view(job.buffer)))
             case Listen():
                 return Listening(Receiver(Path(job.folder), job.secret).port)
             case Keep():
-                return Kept(keep(job, self._views[job.buffer], self._buffers[job.buffer]))
+                return Kept(keep(job, self._view(job.buffer), self._buffers[job.buffer]))
+
+    def _view(self, buffer: int) -> memoryview:
+        """All of a buffer, mapped once."""
+        if buffer not in self._views:
+            self._views[buffer] = memoryview(mmap.mmap(self._buffers[buffer], 0))
+        return self._views[buffer]
 
 
 def save(job: Save, values: memoryview) -> dict[str, tuple[int, str]]:
