@@ -11,7 +11,7 @@ PEERS := .venv-peers
 CORPORA := runs/corpora
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test check parity bench bench-data gpu-test gpu-bench venv clean
+.PHONY: train test check parity chaos bench bench-data gpu-test gpu-bench venv clean
 .DEFAULT_GOAL := train
 
 train: venv  ## From raw text to a trained model: about 3 minutes on 2 cores after the installation.
@@ -27,6 +27,9 @@ check: venv  ## Lint, format and types.
 
 parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 15 minutes on 2 cores, goes on if stopped.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
+
+chaos: venv  ## Runs that are killed, stopped and damaged at random; writes docs/chaos.md. 20 minutes on 2 cores.
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos
 
 bench: venv  ## Speed of this machine.
 	$(BIN)/python -m benchmarks.run
