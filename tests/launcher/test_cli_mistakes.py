@@ -226,6 +226,16 @@ def test_a_disk_that_fills_up_while_saving(ptm, workspace, small_disk, nproc):
     assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["step-00000003"]
 
 
+def test_a_disk_that_stays_full_is_tried_again_before_the_run_gives_up(ptm, workspace, small_disk):
+    options = (f"run_dir={small_disk}", "launch.max_restarts=1")
+    result = ptm("train", workspace / "recipe.yaml", "--nproc", 2, *options)
+    assert result.code == 2
+    # The first life saved a step, so the second one is at a new place; it saved nothing, though it did steps again.
+    assert result.err.count("starting again") == 2
+    assert "starting again (0 more times without a new step) after: rank" in result.err
+    assert f"error: the disk of {small_disk / 'checkpoints'} is full" in result.err
+
+
 def test_nothing_to_generate_from(ptm, tmp_path):
     check(ptm("generate", "--checkpoint", tmp_path), "no checkpoint")
     check(ptm("checkpoint", "list", tmp_path / "no"), "no such run directory")
