@@ -95,7 +95,7 @@ class Agent:
                 case "stacks":
                     self._ask_for_stacks()
                 case "look":
-                    unseen = missing_tokens(self._logs.parent, message["nodes"], message["examination"])
+                    unseen = missing_tokens(self._logs.parent, message["others"], message["examination"])
                     self._wire.send("looked", missing=sorted(unseen))
                 case "bye":
                     self._code = 0

@@ -93,4 +93,7 @@ class Started:
                 program.process.wait()
 
     def _start(self, node: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._commands[node], env=self._environment, stdin=subprocess.DEVNULL)
+        # In a session of their own: Ctrl-C and a closed terminal are for the coordinator, and would end an ssh.
+        return subprocess.Popen(
+            self._commands[node], env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )

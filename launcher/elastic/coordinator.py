@@ -1,42 +1,31 @@
 """The coordinator of a run: it knows all nodes, and alone decides what they do.
 
-Agents connect to it and introduce their nodes. It gives out ranks, hears how they end, and starts the next round:
-on the nodes that are left when one is lost, on all when one comes back. One process sees everything, so nobody has to
-agree with anybody: a restart waits for no time-out where a connection broke, and the first cause is known with its
-node. It runs where the launch command runs (the first node of a Slurm job), where torch's elastic launch would need
-its store anyway; each round has a store of its own, in this process, so that no rank finds an address of the dead.
+Agents connect to it and introduce their nodes (gathering.py). It gives out ranks, hears how they end, and starts the
+next round: on the nodes that are left when one is lost, on all when one comes back. One process sees everything, so
+nobody has to agree with anybody: a restart waits for no time-out where a connection broke, and the first cause is known
+with its node. It runs where the launch command runs (the first node of a Slurm job), where torch's elastic launch would
+need its store anyway; each round has a store of its own, in this process, so that no rank finds an address of the dead.
 """
 
 from __future__ import annotations
 
-import hmac
-import secrets
-import selectors
-import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launcher.elastic.address import Address
 from launcher.elastic.agents import Agents
-from launcher.elastic.entrance import Entrance
+from launcher.elastic.gathering import Gathering
 from launcher.elastic.hangs import is_hanging, latest_rank
-from launcher.elastic.members import Member, Members
 from launcher.elastic.rounds import Round, Seat
-from launcher.elastic.wire import Message, Wire
+from launcher.elastic.wire import Message
 from launcher.elastic.work import Assignment, Work
 from launcher.failures import Failure, Kind, remove_failures
 
-_TICK_SECONDS = 0.05
-_PING_SECONDS = 1.0
 _SETTLE_SECONDS = 0.3
 _STACKS_SECONDS = 3.0
-_LOOK_SECONDS = 15.0
-_FAREWELL_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _PASSING_SECONDS = 5.0
 _LONGEST_PASSING_SECONDS = 60.0
@@ -113,17 +102,10 @@ class Coordinator:
         self._least, self._most = nodes
         self._expected = min(expected, self._most)
         self._logs = logs
-        self._host = host
-        self._port = port
         self._patience = patience
         self._event = event
         self._say = say
-        self._members = Members()
-        self._entrance = Entrance()
-        self._look_until: float | None = None
-        self._strangers: list[Wire] = []
-        self._selector = selectors.DefaultSelector()
-        self._token = secrets.token_hex(16)
+        self._gathering = Gathering(logs, host, port, patience.silence, patience.rejoin, self, event, say)
         self._round: Round | None = None
         self._rounds = 0
         self._best_step = self._best_start = -1
@@ -135,7 +117,6 @@ class Coordinator:
         self._pause_until = 0.0
         self._give_up_at = self._gather_until + patience.wait
         self._ending: Ending | None = None
-        self._looked = self._pinged = time.monotonic()
 
     def request_stop(self, number: int) -> None:
         """Have workers finish after their step; a second time: kill them. For signal handlers."""
@@ -147,106 +128,43 @@ class Coordinator:
         Args:
             start: called when agents can come; starts them, unless somebody else does.
         """
-        with self._server() as server:
-            server.setblocking(False)
-            self._selector.register(server, selectors.EVENT_READ)
-            Address(self._host, server.getsockname()[1], self._token).write(self._logs)
-            agents = start()
-            try:
-                while self._ending is None:
-                    self._tick(server, agents)
-            finally:
-                Address.remove(self._logs)
-                self._say_goodbye()
-                self._selector.close()
-                agents.end()
-        return replace(self._ending, bad_nodes=tuple(self._entrance.bad))
-
-    def _server(self) -> socket.socket:
-        here = "127.0.0.1" if self._host == "127.0.0.1" else ""
+        started: list[Agents] = []
         try:
-            return socket.create_server((here, self._port), backlog=4096)
-        except OSError as error:
-            raise UserError(f"port {self._port} cannot be had here ({error.strerror}); start again") from None
+            with self._gathering.open():
+                started.append(start())
+                while self._ending is None:
+                    self._tick(started[0])
+        finally:
+            for agents in started:
+                agents.end()
+        return replace(self._ending, bad_nodes=tuple(self._gathering.entrance.bad))
 
-    def _tick(self, server: socket.socket, agents: Agents) -> None:
-        self._listen(server)
-        self._forgive_own_pause()
-        self._notice_silence()
+    def _tick(self, agents: Agents) -> None:
+        self._gathering.listen()
         self._pass_stops_on()
         if self._round is not None:
             self._look_after(self._round)
         for node in () if self._ending is not None else agents.tend():
-            self._members.expect(node, self._patience.rejoin)
+            self._gathering.expect(node)
         if self._round is None and self._ending is None:
             self._begin_if_ready(agents.may_come)
 
-    # Who is here
+    # What the gathering says
 
-    def _listen(self, server: socket.socket) -> None:
-        for key, _ in self._selector.select(_TICK_SECONDS):
-            if key.fileobj is server:
-                self._welcome(server)
-            elif isinstance(key.fileobj, Wire):
-                self._hear(key.fileobj, key.data)
-        now = time.monotonic()
-        pings = now - self._pinged > _PING_SECONDS
-        self._pinged = now if pings else self._pinged
-        for member in self._members.all():
-            member.wire.send("ping") if pings else member.wire.flush()
+    def on_join(self) -> None:
+        """A node may take part: perhaps the round should make way for a larger one."""
+        self._make_way_if_better()
 
-    def _welcome(self, server: socket.socket) -> None:
-        with suppress(OSError):
-            connection, _ = server.accept()
-            self._selector.register(Wire(connection), selectors.EVENT_READ)
+    def on_loss(self, node: str, why: str) -> None:
+        """A node is gone, with its ranks; others may be about to go with it."""
+        if self._round is not None:
+            self._round.lose_node(node, why)
+        self._pause_until = max(self._pause_until, time.monotonic() + _SETTLE_SECONDS)
 
-    def _hear(self, wire: Wire, member: Member | None) -> None:
-        for message in wire.receive():
-            if member is None:
-                member = self._introduced(wire, message)
-                continue
-            member.heard = time.monotonic()
-            self._take(member, message)
-        if wire.is_closed:
-            with suppress(KeyError, ValueError):
-                self._selector.unregister(wire)
-            if member is not None and self._members.find(member.node) is member:
-                self._lose(member, "the connection to its agent broke")
-
-    def _introduced(self, wire: Wire, message: Message) -> Member | None:
-        """A stranger's first words: a member from now on, or nobody."""
-        if message["kind"] == "apart":
-            self._leave_out(str(message.get("node")), str(message.get("reason")))
-            wire.close()
-            return None
-        if not hmac.compare_digest(str(message.get("token", "")), self._token):
-            wire.close()
-            return None
-        if message["kind"] == "returning":
-            self._members.expect(message["node"], self._patience.rejoin)
-            self._say(f"node {message['node']}: its agent died and is coming back")
-            return None
-        member = Member(message["node"], message["processes"], wire)
-        before = self._members.find(member.node)
-        if before is not None:
-            self._lose(before, "its agent came anew")
-        self._selector.modify(wire, selectors.EVENT_READ, member)
-        self._members.add(member)
-        self._event("node_joined", node=member.node, processes=member.processes)
-        if message.get("report") is not None:
-            self._entrance.came(member.node, message["report"])
-            if self._rounds:
-                self._let_look([member])
-        else:
-            self._make_way_if_better()
-        return member
-
-    def _take(self, member: Member, message: Message) -> None:
+    def on_message(self, node: str, message: Message) -> None:
+        """What an agent says of its workers."""
         if message["kind"] == "stop":
             self.request_stop(message["signal"])
-        if message["kind"] == "looked":
-            self._entrance.looked(member.node, message["missing"])
-            self._judge()
         round_ = self._round
         if round_ is None or message.get("round") != round_.number:
             return
@@ -262,72 +180,9 @@ class Coordinator:
                 round_.outcome = message["outcome"] or round_.outcome
                 round_.end_rank(message["rank"], failure)
 
-    def _lose(self, member: Member, why: str) -> None:
-        with suppress(KeyError, ValueError):
-            self._selector.unregister(member.wire)
-        self._members.remove(member)
-        self._entrance.went(member.node)
-        self._event("node_lost", node=member.node, cause=why)
-        if self._round is not None:
-            self._round.lose_node(member.node, why)
-        self._pause_until = max(self._pause_until, time.monotonic() + _SETTLE_SECONDS)
-
-    def _notice_silence(self) -> None:
-        for member in self._members.all():
-            silence = time.monotonic() - member.heard
-            if silence > self._patience.silence:
-                self._lose(member, f"its agent said nothing for {silence:.0f} s")
-
-    def _forgive_own_pause(self) -> None:
-        """Who was stopped itself must not blame others for a silence that it could not have heard."""
-        now = time.monotonic()
-        pause = now - self._looked
-        self._looked = now
-        if pause > self._patience.silence / 3:
-            for member in self._members.all():
-                member.heard += pause
-
-    # Who may take part
-
-    def _let_look(self, members: Sequence[Member]) -> None:
-        """Have nodes look for what all others left in the run directory."""
-        nodes = [member.node for member in self._members.all()]
-        for member in members:
-            member.wire.send("look", nodes=nodes, examination=self._token[:8])
-
-    def _is_examining(self) -> bool:
-        """Whether some node still looks; they are asked as soon as all are here."""
-        unseen = self._entrance.unseen([member.node for member in self._members.all()])
-        now = time.monotonic()
-        if unseen and self._look_until is None:
-            self._look_until = now + _LOOK_SECONDS
-            self._let_look(self._members.all())
-        elif self._look_until is not None and now > self._look_until:
-            for node in unseen:
-                self._leave_out(node, "did not answer when it was examined")
-            return False
-        return bool(unseen)
-
-    def _judge(self) -> None:
-        """When all have looked: who is bad is sent away."""
-        if self._entrance.unseen([member.node for member in self._members.all()]):
-            return
-        verdict = self._entrance.judge()
-        for warning in verdict.warnings:
-            self._say(f"warning: {warning}")
-        for node, reason in verdict.bad.items():
-            self._leave_out(node, reason)
-        self._make_way_if_better()
-
-    def _leave_out(self, node: str, reason: str) -> None:
-        self._entrance.exclude(node, reason)
-        self._event("bad_node", node=node, reason=reason)
-        self._say(f"node {node} is left out: {reason}")
-        member = self._members.find(node)
-        if member is not None and (self._round is None or node not in self._round.nodes):
-            member.wire.send("bye")
-            self._selector.unregister(member.wire)
-            self._members.remove(member)
+    def is_computing(self, node: str) -> bool:
+        """Whether a node takes part in the round."""
+        return self._round is not None and node in self._round.nodes
 
     # What they do
 
@@ -337,26 +192,30 @@ class Coordinator:
             return
         now = time.monotonic()
         wanted = self._most if self._rounds else self._expected
-        all_here = len(self._members) + len(self._entrance.bad) >= wanted
+        all_here = len(self._gathering.members) + len(self._gathering.entrance.bad) >= wanted
         gathers = now < self._gather_until and may_come()
-        if now < self._pause_until or (not all_here and (gathers or self._members.is_one_returning())):
+        if now < self._pause_until or (not all_here and (gathers or self._gathering.members.is_one_returning())):
             return
-        if self._is_examining():
+        if self._gathering.is_examining():
             return
         assignment, problem = self._assignment()
         if assignment is not None:
             self._begin(assignment)
-        elif now > self._give_up_at or not may_come() or self._entrance.bad:
+        elif now > self._give_up_at or not may_come() or self._gathering.entrance.bad:
             self._ending = Ending(self._last_failure or Failure(-1, time.time(), Kind.USER, problem), too_few=True)
 
     def _assignment(self) -> tuple[Assignment | None, str]:
         """What the nodes that are here can do, or why they can do nothing."""
-        if len(self._members) < self._least:
-            here = ", ".join(member.node for member in self._members.all()) or "none"
-            bad = "".join(f"; {node} was left out: {reason}" for node, reason in self._entrance.bad.items())
-            return None, f"{self._least} nodes are needed and {len(self._members)} came ({here}); bring more{bad}"
+        members = self._gathering.members
+        if len(members) < self._least:
+            here = ", ".join(member.node for member in members.all()) or "none"
+            bad = "".join(f"; {node} was left out: {reason}" for node, reason in self._gathering.entrance.bad.items())
+            return (
+                None,
+                f"{self._least} nodes are needed and {len(members)} came ({here}); bring more{bad}",
+            )
         try:
-            return self._work.assign(self._members.processes, self._members.device_memory), ""
+            return self._work.assign(members.processes, members.device_memory), ""
         except UserError as error:
             return None, str(error)
 
@@ -364,13 +223,12 @@ class Coordinator:
         from torch._C._distributed_c10d import TCPStore
 
         remove_failures(self._logs)
-        self._members.seat()
-        store = TCPStore(self._host, 0, None, True, wait_for_workers=False)
+        self._gathering.members.seat()
+        store = TCPStore(self._gathering.host, 0, None, True, wait_for_workers=False)
         round_ = Round(self._rounds, self._seats(assignment.world_size), assignment.layout, store)
         for seat in round_.seats:
-            member = self._members.find(seat.node)
-            assert member is not None
-            member.wire.send(
+            self._gathering.tell(
+                [seat.node],
                 "start",
                 round=round_.number,
                 entry=self._work.entry,
@@ -378,14 +236,14 @@ class Coordinator:
                 world_size=assignment.world_size,
                 first_rank=seat.ranks.start,
                 processes=len(seat.ranks),
-                host=self._host,
+                host=self._gathering.host,
                 port=store.port,
                 silence=4 * self._patience.silence,
             )
         self._round = round_
         self._rounds += 1
         self._gather_until = 0.0
-        spares = [member.node for member in self._members.all() if member.node not in round_.nodes]
+        spares = [member.node for member in self._gathering.members.all() if member.node not in round_.nodes]
         self._event(
             "round",
             number=round_.number,
@@ -394,13 +252,13 @@ class Coordinator:
             layout=round_.layout,
             spares=spares,
         )
-        if len(self._members) > 1 or self._rounds > 1:
+        if len(self._gathering.members) > 1 or self._rounds > 1:
             spare = f"; to spare: {', '.join(spares)}" if spares else ""
             self._say(f"round {round_.number}: {round_.world_size} processes on {', '.join(round_.nodes)}{spare}")
 
     def _seats(self, world_size: int) -> list[Seat]:
         seats, first = [], 0
-        for member in self._members.all():
+        for member in self._gathering.members.all():
             count = min(member.processes, world_size - first)
             if count:
                 seats.append(Seat(member.node, range(first, first + count)))
@@ -497,21 +355,7 @@ class Coordinator:
             self._round.hurry(0.0)
 
     def _tell(self, round_: Round, kind: str) -> None:
-        for node in round_.nodes:
-            member = self._members.find(node)
-            if member is not None:
-                member.wire.send(kind, round=round_.number)
-
-    def _say_goodbye(self) -> None:
-        """Tell the agents that all is over, and give the words time to arrive."""
-        for member in self._members.all():
-            member.wire.send("bye")
-        deadline = time.monotonic() + _FAREWELL_SECONDS
-        while any(not member.wire.is_closed for member in self._members.all()) and time.monotonic() < deadline:
-            for member in self._members.all():
-                member.wire.flush()
-                member.wire.receive()
-            time.sleep(_TICK_SECONDS)
+        self._gathering.tell(round_.nodes, kind, round=round_.number)
 
 
 def _pause(restarts: int, is_passing: bool) -> float:

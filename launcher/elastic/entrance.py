@@ -11,12 +11,19 @@ from launcher.doctor.findings import NodeReport
 
 
 class Entrance:
-    """What is known of the nodes that came, and what follows from it."""
+    """What is known of the nodes that came, and what follows from it.
+
+    Attributes:
+        bad: nodes that may not take part, and why.
+        is_open: whether all that were expected have come: later ones are examined as they come.
+    """
 
     def __init__(self) -> None:
         self._reports: dict[str, NodeReport] = {}
         self._received: dict[str, float] = {}
         self._missing: dict[str, Collection[str]] = {}
+        self._asked: dict[str, float] = {}
+        self.is_open = False
         self.bad: dict[str, str] = {}
 
     def came(self, node: str, report: Mapping[str, Any]) -> None:
@@ -24,12 +31,26 @@ class Entrance:
         self._reports[node] = NodeReport.of_json(report)
         self._received[node] = time.time()
         self._missing.pop(node, None)
+        self._asked.pop(node, None)
         self.bad.pop(node, None)
 
     def went(self, node: str) -> None:
         """A node is gone; when it comes back it is examined again."""
         self._reports.pop(node, None)
         self._missing.pop(node, None)
+
+    def ask(self, nodes: Collection[str]) -> None:
+        """Nodes are being asked to look for the tokens of the others."""
+        self.is_open = True
+        self._asked.update(dict.fromkeys(nodes, time.monotonic()))
+
+    def is_asked(self, node: str) -> bool:
+        """Whether a node was asked since it came."""
+        return node in self._asked
+
+    def late(self, nodes: Collection[str], seconds: float) -> list[str]:
+        """Those of some nodes that were asked so long ago."""
+        return [node for node in nodes if time.monotonic() - self._asked.get(node, time.monotonic()) > seconds]
 
     def looked(self, node: str, missing: Collection[str]) -> None:
         """A node has looked for the tokens of the others, and did not see these."""
