@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def live(entry: Entry, job: Job, agent: int) -> NoReturn:
     """
     die_with_agent(agent)
     keep_early_signals()
-    _describe_world(job.world)
+    _describe_world(job)
     log = open_log(job.logs, job.world.rank, job.attempt)
     with stack_path(job.logs, job.world.rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACK_SIGNAL, stacks, all_threads=True)
@@ -128,6 +129,15 @@ def live(entry: Entry, job: Job, agent: int) -> NoReturn:
 def stack_path(logs: Path, rank: int) -> Path:
     """Where a worker writes its stacks when it is told to."""
     return logs / f"stack_rank{rank}.txt"
+
+
+def recorder_pipe(pid: int, rank: int) -> Path:
+    """What torch's NCCL watchdog reads in a worker: a byte written to it has it write down its last collectives."""
+    return Path(f"{_recorder_prefix(pid)}{rank}.pipe")
+
+
+def _recorder_prefix(pid: int) -> str:
+    return f"{tempfile.gettempdir()}/ptm-nccl-{pid}-"
 
 
 def die_with_agent(agent: int) -> None:
@@ -155,8 +165,9 @@ def _deliver_again(number: int, early_handler: object) -> None:
     os.kill(os.getpid(), number)
 
 
-def _describe_world(world: World) -> None:
-    """The usual variables, for libraries that look at them."""
+def _describe_world(job: Job) -> None:
+    """The usual variables, for libraries that look at them; and where NCCL's flight recorder writes."""
+    world = job.world
     os.environ.update(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.world_size),
@@ -164,6 +175,8 @@ def _describe_world(world: World) -> None:
         LOCAL_WORLD_SIZE=str(world.local_world_size),
         MASTER_ADDR=world.master_addr,
         MASTER_PORT=str(world.master_port),
+        TORCH_NCCL_DEBUG_INFO_PIPE_FILE=_recorder_prefix(os.getpid()),
+        TORCH_NCCL_DEBUG_INFO_TEMP_FILE=str(job.logs / "nccl_trace_rank"),
     )
 
 

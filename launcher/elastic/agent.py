@@ -167,6 +167,7 @@ class Agent:
     def _ask_for_stacks(self) -> None:
         for worker in self._living():
             worker.send(STACK_SIGNAL)
+            worker.ask_flight_recorder()
         self._stacks_due = time.monotonic() + _STACK_SECONDS
 
     def _tell_stacks(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from launcher.elastic.hangs import Beat
 from launcher.failures import Exit, Failure, read_failure
-from launcher.worker import Entry, Job, WorkerLink, live
+from launcher.worker import Entry, Job, WorkerLink, live, recorder_pipe
 from ptm_dist.training.link import Phase
 from ptm_dist.training.world import World
 
@@ -89,6 +89,13 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number) if to_group else os.kill(self.pid, number)
 
+    def ask_flight_recorder(self) -> None:
+        """Have NCCL write down its last collectives, if this worker uses it."""
+        with suppress(OSError):
+            pipe = os.open(recorder_pipe(self.pid, self.world.rank), os.O_WRONLY | os.O_NONBLOCK)
+            os.write(pipe, b"1")
+            os.close(pipe)
+
     def has_ended(self) -> bool:
         """Whether it ended since the last time this was asked; then :attr:`exit` says how."""
         if self.exit is not None:
@@ -98,6 +105,7 @@ class Worker:
             return False
         self.listen()
         self.line.close()
+        recorder_pipe(self.pid, self.world.rank).unlink(missing_ok=True)
         self.exit = Exit(self.world.rank, os.waitstatus_to_exitcode(status), time.time())
         self.send(signal.SIGKILL, to_group=True)  # loader processes that it left behind
         return True
