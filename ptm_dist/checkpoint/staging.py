@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
+_PIECE = 32 << 20
+_MOST_THREADS = 8
 
 
 class HostBuffer:
@@ -45,11 +49,13 @@ class HostBuffer:
         Raises: OSError if there is not so much memory.
         """
         memory = self._reserved()
-        for begin, tensor in values:
-            target = memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor.detach(), non_blocking=True)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        pairs = [(memory[begin : begin + tensor.nbytes], tensor.detach()) for begin, tensor in values]
+        if self._device.type == "cpu":
+            _copy_on_host(pairs)
+            return
+        for target, tensor in pairs:
+            target.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -82,6 +88,26 @@ class HostBuffer:
             torch.cuda.set_device(self._device)
             torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), self.size, 0)
         self._memory = memory
+
+
+def _copy_on_host(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy tensors to bytes, in threads that do not wait for each other.
+
+    Those of torch do, after every tensor: where processors have other work that takes four times as long.
+    """
+
+    def copy(piece: tuple[Tensor, Tensor]) -> None:
+        np.copyto(piece[0].numpy(), piece[1].numpy())
+
+    with ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_THREADS)) as threads:
+        list(threads.map(copy, _pieces(pairs)))
+
+
+def _pieces(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same in parts of equal size, both sides as bytes."""
+    for target, tensor in pairs:
+        content = tensor.contiguous().reshape(-1).view(torch.uint8)
+        yield from zip(target.split(_PIECE), content.split(_PIECE), strict=True)
 
 
 def places_of(sizes: Sequence[int]) -> tuple[list[int], int]:
