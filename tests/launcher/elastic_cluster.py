@@ -17,7 +17,9 @@ def main() -> int:
     sizes = {node: int(count) for node, count in (word.split("=") for word in sys.argv[3:])}
 
     def start(logs: Path) -> Started:
-        return Started({node: keeper_command(logs, node, count) for node, count in sizes.items()}, os.environ)
+        return Started(
+            {node: keeper_command(logs, node, count, examines=True) for node, count in sizes.items()}, os.environ
+        )
 
     ending = train(recipe, Place((int(sys.argv[2]), len(sizes))), start)
     return conclude(ending, recipe.directory / "logs")
