@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,6 @@ TRIALS = (
     Trial("bert"),
     Trial("gpt", shrinks=True),
     Trial("bert", shrinks=True),
-    Trial("gpt", memory_every=3),
 )
 
 _ABOUT = """\
@@ -43,8 +43,8 @@ _EXPLAINED = f"""\
 - *on what is left*: with a node lost the run goes on with two processes, and with four when it is back; the others
   wait for it. Where the layout stays the same, losses and weights must be equal to the bit; where it changes, sums are
   added up in another order, and each step's loss (fp64) must stay within {LOSS_TOLERANCE:.0e} of the undisturbed one.
-- *starts*: of all processes, the first included. *back by itself*: faults after which the run made a new step and a
-  new checkpoint.
+- *starts*: how many of how many processes, the first included. *back by itself*: faults after which the run made a
+  new step and a new checkpoint; its history must tell of each lost node, stop and damaged checkpoint.
 - *lost, repeated*: samples that the curve of the run misses or has twice, as `ptm report` counts them.
 - *seconds to the next step*: from the end of the fault to the next new step, which includes noticing it; a stopped
   worker is noticed after 3 s here, a silent node after 4 s, and a stopped agent is killed by its keeper after 20 s.
@@ -72,11 +72,16 @@ def _results(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         count, (middle, most) = len(outcome.faults), outcome.recovery_seconds()
         lines.append(
-            f"| {outcome.trial.name} | {outcome.steps:,} | {count} | {len(outcome.rounds)} | {count} of {count} "
+            f"| {outcome.trial.name} | {outcome.steps:,} | {count} | {_starts(outcome)} | {count} of {count} "
             f"| {outcome.curve.samples_lost}, {outcome.curve.samples_repeated} | {_equality(outcome)} "
             f"| {middle:.1f}, {most:.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _starts(outcome: Outcome) -> str:
+    sizes = Counter(outcome.rounds)
+    return ", ".join(f"{sizes[size]} of {size}" for size in sorted(sizes, reverse=True))
 
 
 def _equality(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ from ptm_dist.checkpoint.store import checkpoint_paths
 from ptm_dist.recipe.loading import dump_recipe
 from ptm_dist.recipe.schema import Recipe
 from ptm_dist.training.metrics import read_rows
-from tests.launcher.processes import programs, worker_pids
+from tests.launcher.processes import parent, programs, words_of, worker_pids
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = {"n1": 2, "n2": 2}
@@ -66,12 +66,26 @@ class DisturbedRun:
         return self.wait_for(lambda: worker_pids(self.logs), "workers")
 
     def agents(self) -> list[int]:
-        """Process ids of agents; waits until there are some."""
-        return self.wait_for(lambda: sorted(programs("launcher.elastic.agent", self.logs)), "agents")
+        """Process ids of the agents of nodes that take part; waits until there are some."""
+
+        def find() -> list[int]:
+            # Workers are forked from agents and have their command lines.
+            keepers = self._keepers()
+            return [pid for pid in programs("launcher.elastic.agent", self.logs) if parent(pid) in keepers]
+
+        return self.wait_for(find, "agents")
 
     def keepers(self) -> list[int]:
-        """Process ids of the programs that keep agents alive; waits until there are some."""
-        return self.wait_for(lambda: sorted(programs("launcher.elastic.keeper", self.logs)), "keepers")
+        """Process ids of the programs that keep these agents alive; waits until there are some."""
+        return self.wait_for(self._keepers, "keepers")
+
+    def _keepers(self) -> list[int]:
+        nodes = self.rounds()[-1]["nodes"]
+        return [pid for pid in programs("launcher.elastic.keeper", self.logs) if set(nodes) & set(words_of(pid))]
+
+    def count(self, kind: str) -> int:
+        """How many events of a kind there were so far."""
+        return sum(row["event"] == kind for row in self.history())
 
     def complete(self) -> list[Path]:
         """Its checkpoints under their own names, oldest first."""

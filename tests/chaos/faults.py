@@ -56,7 +56,7 @@ def kill_during_save(run: DisturbedRun, random: Random) -> None:
 
 
 def kill_during_start(run: DisturbedRun, random: Random) -> None:
-    """A rank is killed, and another one while all meet, build and load."""
+    """A rank is killed, and another one up to 0.8 s after all were started again."""
     before = run.workers()
     _signal_one(lambda: before, random, signal.SIGKILL)
 
@@ -92,6 +92,10 @@ def fill_disk(run: DisturbedRun, random: Random) -> None:
     """The disk of the run directory is full until the run has failed of that."""
     filling = run.recipe.directory.parent / "filling"
     said = len(run.words)
+
+    def has_failed(words: str) -> bool:
+        return "starting again" in words and ("is full" in words or "No space left" in words)
+
     time.sleep(random.uniform(0.0, 0.1))
     try:
         with suppress(OSError), filling.open("wb", buffering=0) as stream:
@@ -100,7 +104,7 @@ def fill_disk(run: DisturbedRun, random: Random) -> None:
         with suppress(OSError), filling.open("ab", buffering=0) as stream:
             while True:
                 stream.write(bytes(1))
-        run.wait_for(lambda: "starting again" in run.words[said:], "words about a full disk")
+        run.wait_for(lambda: has_failed(run.words[said:]), "words about a full disk")
     finally:
         filling.unlink(missing_ok=True)
 
@@ -118,6 +122,16 @@ FAULTS: dict[str, Fault] = {
     "disk full": fill_disk,
 }
 """By the name that tables give them."""
+
+EVIDENCE = {
+    "agent killed": "node_lost",
+    "node killed": "node_lost",
+    "worker stopped": "hang",
+    "node stopped": "node_lost",
+    "byte flipped": "damaged_checkpoint",
+    "file deleted": "damaged_checkpoint",
+}
+"""An event that the run must have written after a fault: else it was not hit."""
 
 
 def _signal_one(processes: Callable[[], dict[int, int] | list[int]], random: Random, number: int) -> None:

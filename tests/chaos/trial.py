@@ -20,7 +20,7 @@ from launcher.report.curve import Curve
 from launcher.report.report import make_report
 from ptm_dist.recipe.schema import Recipe
 from tests.chaos.disturbed import ChaosError, DisturbedRun
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import EVIDENCE, FAULTS
 from tests.ptm_dist.runs import losses, make_recipe, run_processes, weights, write_data
 
 PROCESSES = 4
@@ -56,18 +56,15 @@ class Trial:
     Attributes:
         family: gpt or bert.
         shrinks: whether the run goes on with one node while it has lost the other.
-        memory_every: steps between snapshots in memory.
     """
 
     family: str
     shrinks: bool = False
-    memory_every: int = 0
 
     @property
     def name(self) -> str:
         """Such as `bert, on what is left`."""
-        memory = f", snapshots every {self.memory_every} steps" if self.memory_every else ""
-        return f"{self.family}{', on what is left' if self.shrinks else ''}{memory}"
+        return f"{self.family}, on what is left" if self.shrinks else self.family
 
     def recipe(self, folder: Path, run_dir: Path, steps: int) -> Recipe:
         """A tiny run of so many steps, with its data under `folder`."""
@@ -83,7 +80,7 @@ class Trial:
             layout={"zero_stage": 1},
             evaluation={"every": 0},
             logging={"every": 10},
-            checkpoint={"every": 10, "keep_last": 3, "memory_every": self.memory_every},
+            checkpoint={"every": 10, "keep_last": 3},
             launch={"silence_seconds": 4.0, "stopped_seconds": 3.0, "gather_seconds": 60.0},
         ).model_copy(update={"run_dir": run_dir})
 
@@ -200,10 +197,14 @@ def _disturb(
 
 def _one_fault(run: DisturbedRun, kind: str, random: Random) -> float:
     """Do it, and wait until the run has gone on and saved; the seconds from its end to the next step."""
+    evidence = EVIDENCE.get(kind, "round")
+    before = run.count(evidence)
     FAULTS[kind](run, random)
     ended, rounds = time.time(), len(run.rounds())
     stepped: float = run.wait_for(lambda: run.first_step_after(rounds), "a step", tick=0.05)
     run.wait_for(lambda: run.has_saved_after(rounds), "a checkpoint")
+    if run.count(evidence) == before:
+        raise ChaosError(f"no event {evidence} followed")
     return stepped - ended
 
 

@@ -36,6 +36,22 @@ def programs(module: str, logs: Path) -> list[int]:
     return found
 
 
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def parent(pid: int) -> int:
+    """The process that started another one; 0 if that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def is_alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
