@@ -83,6 +83,33 @@ def hand_in_nothing(script: str) -> str:
     return _run(["sbatch", "--test-only"], script).stderr.strip().removeprefix("sbatch: ")
 
 
+def refuse_too_much(nodes: int, gpus: int, partition: str | None) -> None:
+    """Refuse what no partition, or not the one asked for, ever has: whether nodes are up and free does not matter.
+
+    Args:
+        nodes: the least that will do.
+        gpus: on each of them.
+        partition: None: the cluster's own choice.
+
+    Raises: SlurmError that says what there is.
+    """
+    where = [f"--partition={partition}"] if partition is not None else []
+    answer = _run(["sinfo", "--noheader", "--Node", "--format=%P|%N|%G", *where]).stdout
+    rows = [line.strip().split("|") for line in answer.splitlines() if line.count("|") == 2]
+    if partition is None and any(name.endswith("*") for name, _, _ in rows):
+        rows = [row for row in rows if row[0].endswith("*")]
+    fitting = {node for _, node, offer in rows if _gpus(offer) >= gpus}
+    if rows and len(fitting) < nodes:
+        wanted = f"{nodes} node{'s' if nodes > 1 else ''}" + (f" with {gpus} GPUs" if gpus else "")
+        offers = _offers("%P has %D nodes with %c cores, %m MB, GPUs: %G")
+        raise SlurmError(f"the cluster has no {wanted}; ask for fewer, or for another partition: {offers}")
+
+
+def _gpus(offer: str) -> int:
+    """GPUs of a node from Slurm's list of generic resources, such as `gpu:a100:4(S:0-1),craynetwork:4`."""
+    return sum(int(count) for count in re.findall(r"\bgpu(?::[^,:()]+)?:(\d+)", offer))
+
+
 def find_job(number: int) -> Job | None:
     """A job, or None if Slurm has forgotten it: minutes after its end."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from launcher.elastic.layouts import Fit, fit
 from launcher.slurm.profile import ClusterProfile
-from launcher.slurm.queue import Job, find_job, hand_in, hand_in_nothing
+from launcher.slurm.queue import Job, find_job, hand_in, refuse_too_much
 from launcher.slurm.script import JobScript
 from ptm_dist.checkpoint.files import write_atomically
 from ptm_dist.errors import RunDirectoryError
@@ -93,7 +93,8 @@ def submit(recipe: Recipe, script: JobScript, fits: Mapping[int, Fit]) -> int:
         raise RunDirectoryError(f"{script.run}: {job.describe()}; wait for it, or end it by: ptm stop {script.run}")
     with directory.locked():
         pass  # Refuses a run that is alive on this machine.
-    hand_in_nothing(script.text())  # sbatch itself takes a job that no node of the cluster can ever run
+    # sbatch itself takes a job that the cluster can never run, and lets it wait.
+    refuse_too_much(script.nodes[0], script.profile.gpus_per_node or 0, script.profile.partition)
     folder = script.run / SLURM_FOLDER
     folder.mkdir(exist_ok=True)
     write_atomically(script.recipe, dump_recipe(recipe))

@@ -173,7 +173,7 @@ def test_mistakes_are_refused_before_anything_is_written_or_submitted(ptm, works
     assert not (workspace / "run").exists()
     missing = ptm("submit", recipe, "--cluster", cluster)
     assert missing.code == 2
-    assert "sbatch not found" in missing.err
+    assert "sinfo not found" in missing.err
     assert "Traceback" not in missing.err
 
 
@@ -191,7 +191,8 @@ def test_a_dry_run_asks_slurm_and_leaves_nothing(ptm, workspace, slurm):  # noqa
     cluster.write_text("gpus_per_node: 64\n")
     greedy = ptm("submit", recipe, "--cluster", cluster, "--nodes", 1, "training.global_batch_size=64")
     assert (greedy.code, greedy.err.count("\n")) == (2, 1)
-    assert "ask for fewer nodes, or for less of each in the cluster file: low* has 4 nodes with 4 cores" in greedy.err
+    assert "the cluster has no 1 node with 64 GPUs; ask for fewer" in greedy.err
+    assert "low* has 4 nodes with 4 cores, 4000 MB, GPUs: gpu:4" in greedy.err
     cluster.write_text("tasks_per_node: 1\n")
     many = ptm("submit", recipe, "--cluster", cluster, "--nodes", 40, "--dry-run", "training.global_batch_size=64")
     assert (many.code, many.err.count("\n")) == (2, 1)
