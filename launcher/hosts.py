@@ -17,17 +17,27 @@ from launcher.local import conclude
 from ptm_dist.recipe.schema import Recipe
 
 _LINE = re.compile(r"(?P<name>[^\s:#]+)(?:\s+slots=(?P<slots>\d+)|:(?P<count>\d+))?\s*")
-_HERE = {"localhost", "127.0.0.1", "::1"}
+_HERE = {"localhost", "127.0.0.1"}
 # What a user sets for the libraries of a run goes along; ssh itself passes nothing on.
 _PASSED_ON = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "CUDA_", "PTM_", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how many processes it runs."""
+    """A machine and how many processes it runs.
+
+    Attributes:
+        name: as ssh takes it, `user@` before it if need be.
+        processes: workers on it.
+    """
 
     name: str
     processes: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, by its name: nothing has to go through ssh."""
+        return self.name in _HERE or self.name == socket.gethostname()
 
 
 def read_hosts(path: Path, processes: int) -> list[Host]:
@@ -88,23 +98,26 @@ def commands(logs: Path, hosts: Sequence[Host], ssh: str) -> dict[str, list[str]
 def own_address(hosts: Sequence[Host]) -> str:
     """The address from which this machine reaches the others, and they reach it.
 
-    Raises: UserError if a machine's name has no address.
+    Raises: UserError if the name of the first of the others has no address, or none that can be reached.
     """
-    away = [host.name for host in hosts if host.name not in _HERE]
-    for name in away:
-        try:
-            family, kind, _, _, target = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
-        except socket.gaierror as error:
-            raise UserError(f"--hosts: {name} has no address ({error.strerror}); mend its name, or remove it") from None
+    away = next((host.name for host in hosts if not host.is_here), None)
+    if away is None:
+        return "127.0.0.1"
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(away.rpartition("@")[2], 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(target)  # sends nothing
             return str(probe.getsockname()[0])
-    return "127.0.0.1"
+    except OSError as error:
+        raise UserError(
+            f"--hosts: {away} has no address that can be reached ({error.strerror}); mend its name or remove it, or "
+            "give --address with this machine's address if only ssh knows that name"
+        ) from None
 
 
 def _command(logs: Path, host: Host, ssh: str) -> list[str]:
     keeper = keeper_command(logs, host.name, host.processes, examines=True)
-    if host.name in _HERE:
+    if host.is_here:
         return keeper
     variables = [f"{name}={value}" for name, value in _passed_on(os.environ).items()]
     words = shlex.join(["env", *variables, *keeper])

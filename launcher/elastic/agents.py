@@ -18,7 +18,7 @@ class Agents(Protocol):
     """What a coordinator knows of those that started its agents."""
 
     def tend(self) -> Sequence[str]:
-        """Look after them, often; gives the nodes whose program was started again just now."""
+        """Look after them, often; gives the nodes whose program has died just now and will be started again."""
         ...
 
     def may_come(self) -> bool:
@@ -47,12 +47,19 @@ class Elsewhere:
 
 @dataclass
 class _Program:
+    """A program, when it was started, and when it is to be started again (None: it lives, or is given up)."""
+
     process: subprocess.Popen[bytes]
     starts: list[float] = field(default_factory=lambda: [time.monotonic()])
+    again_at: float | None = None
+    is_given_up: bool = False
 
-    def may_start_again(self) -> bool:
-        recent = [when for when in self.starts if time.monotonic() - when < _CALM_SECONDS]
-        return len(recent) < _MOST_STARTS
+    def plan_next_start(self) -> None:
+        """It has died: each time in a row it waits longer, as a machine may be starting up; then it is given up."""
+        now = time.monotonic()
+        recent = sum(now - when < _CALM_SECONDS for when in self.starts)
+        self.is_given_up = recent >= _MOST_STARTS
+        self.again_at = None if self.is_given_up else now + 2.0 ** (recent - 2)
 
 
 class Started:
@@ -70,17 +77,22 @@ class Started:
 
     def tend(self) -> Sequence[str]:
         """Start again what has died."""
-        again = []
+        died = []
         for node, program in self._programs.items():
-            if program.process.poll() is not None and program.may_start_again():
-                program.process = self._start(node)
+            if program.process.poll() is None or program.is_given_up:
+                continue
+            if program.again_at is None:
+                program.plan_next_start()
+                died += [] if program.is_given_up else [node]
+            elif time.monotonic() > program.again_at:
+                program.process, program.again_at = self._start(node), None
                 program.starts.append(time.monotonic())
-                again.append(node)
-        return again
+        return died
 
     def may_come(self) -> bool:
-        """Whether a program lives."""
-        return any(program.process.poll() is None for program in self._programs.values())
+        """Whether a program lives, or is about to be started again."""
+        programs = self._programs.values()
+        return any(program.process.poll() is None or program.again_at is not None for program in programs)
 
     def end(self) -> None:
         """Wait for all to end, as they do when the coordinator has said goodbye; kill those that do not."""

@@ -193,8 +193,8 @@ class Coordinator:
         now = time.monotonic()
         wanted = self._most if self._rounds else self._expected
         all_here = len(self._gathering.members) + len(self._gathering.entrance.bad) >= wanted
-        gathers = now < self._gather_until and may_come()
-        if now < self._pause_until or (not all_here and (gathers or self._gathering.members.is_one_returning())):
+        waits = may_come() and (now < self._gather_until or self._gathering.members.is_one_returning())
+        if now < self._pause_until or (waits and not all_here):
             return
         if self._gathering.is_examining():
             return
