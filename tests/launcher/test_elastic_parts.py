@@ -96,8 +96,9 @@ class _Listener:
 
 def test_only_who_knows_the_token_of_the_run_is_let_in(tmp_path):
     listener = _Listener()
+    told = []
     gathering = Gathering(
-        tmp_path, "127.0.0.1", 0, 60.0, 60.0, listener, lambda kind, **values: None, lambda text: None
+        tmp_path, "127.0.0.1", 0, 60.0, 60.0, listener, lambda kind, **values: told.append(kind), told.append
     )
     with gathering.open():
         address = Address.read(tmp_path)
