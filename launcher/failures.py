@@ -164,7 +164,7 @@ def read_failure(logs: Path, rank: int) -> Failure | None:
 
 def remove_failures(logs: Path) -> None:
     """Forget what an earlier start wrote."""
-    for path in logs.glob("failure_rank*.json"):
+    for path in logs.glob("failure_rank*"):  # those that a full disk cut short as well
         path.unlink(missing_ok=True)
 
 

@@ -106,12 +106,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=30, help="in each trial")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=("gpt", "bert"), help="only trials of this family")
+    parser.add_argument("--shrinks", action="store_true", help="only trials that go on with what is left")
     parser.add_argument("--page", type=Path, default=PAGE, help="to write")
     options = parser.parse_args()
     outcomes: list[Outcome] = []
     problems: list[str] = []
     for number, trial in enumerate(TRIALS):
-        if options.family not in (None, trial.family):
+        if options.family not in (None, trial.family) or (options.shrinks and not trial.shrinks):
             continue
         random = Random(options.seed * 1000 + number)
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
