@@ -75,6 +75,6 @@ def _parsed(line: bytes) -> Message | None:
     """A message; None for lines of somebody who speaks another language."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("kind"), str) else None
