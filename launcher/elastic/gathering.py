@@ -168,7 +168,7 @@ class Gathering:
             self._leave_out(str(message.get("node")), str(message.get("reason")))
             wire.close()
             return None
-        if not hmac.compare_digest(str(message.get("token", "")).encode(), self._token.encode()):
+        if not hmac.compare_digest(str(message.get("token", "")).encode(errors="replace"), self._token.encode()):
             wire.close()
             return None
         if message["kind"] == "returning":

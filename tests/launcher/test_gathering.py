@@ -82,7 +82,7 @@ def test_only_the_user_can_read_what_lets_an_agent_in(gathering, tmp_path):
     assert (tmp_path / "coordinator.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("token", ["", "0" * 32, "\u00fc", None, 7, ["x"]])
+@pytest.mark.parametrize("token", ["", "0" * 32, "\u00fc", "\ud800", None, 7, ["x"]])
 def test_a_stranger_without_the_token_is_not_let_in(gathering, heard, tmp_path, token):
     stranger = hello(tmp_path, "n1", token=token)
     listens_until(gathering, lambda: is_closed(stranger))
