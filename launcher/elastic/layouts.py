@@ -16,6 +16,8 @@ from ptm_dist.recipe.schema import LayoutSection, Recipe
 from ptm_dist.training.memory import estimate_memory
 
 _GIB = float(1 << 30)
+_NEAREST = 12
+"""Layouts to try for a number of processes: the nearest ones may all need more memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def fit(recipe: Recipe, available: int, device_memory: int | None = None) -> Fit
         if found is not None:
             return found
     for world_size in range(available, 0, -1):
-        for layout in nearest_layouts(recipe, world_size, count=3):
+        for layout in nearest_layouts(recipe, world_size, count=_NEAREST):
             found = _with_layout(recipe, layout, world_size, device_memory)
             if found is not None:
                 return found

@@ -231,12 +231,16 @@ class _Rank:
 
 
 def _kinds_of_steps(recipe: Recipe, layout: ResolvedLayout) -> Iterator[tuple[int, int, int]]:
-    """Every kind of step in a run: micro-batches, samples of each, length of a sample."""
+    """The kinds of steps that need most: micro-batches, samples of each, length of a sample.
+
+    More micro-batches of one size never need less, so that of a ramp's many steps the longest of each size is enough.
+    """
     for phase in phases(recipe):
         length = phase.sequence_length
         times_shorter = recipe.data.sequence_length // length
-        for count, samples in {layout.micro_batches(size, times_shorter) for size in _batch_sizes(phase)}:
-            yield count, samples, length
+        kinds = {layout.micro_batches(size, times_shorter) for size in _batch_sizes(phase)}
+        for samples in {samples for _, samples in kinds}:
+            yield max(count for count, each in kinds if each == samples), samples, length
 
 
 def _batch_sizes(phase: Phase) -> list[int]:

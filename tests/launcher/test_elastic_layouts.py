@@ -75,6 +75,13 @@ def test_a_layout_that_devices_have_no_memory_for_is_passed_over():
     assert estimate_memory(found.recipe, resolve_layout(found.recipe.layout, 3)).total < shared
 
 
+def test_no_process_is_left_out_only_because_the_nearest_layouts_need_too_much_memory():
+    recipe = small_recipe(layout__zero_stage=3, layout__micro_batch_size=1, model__hidden_size=256)
+    found = fit(recipe, 4, 12_000_000)
+    assert found.world_size == 4
+    assert estimate_memory(found.recipe, resolve_layout(found.recipe.layout, 4)).total <= 12_000_000
+
+
 def test_a_run_that_fits_into_no_memory_says_what_would_help():
     recipe = small_recipe(layout__zero_stage=3, layout__micro_batch_size=1, model__hidden_size=256)
     with pytest.raises(LayoutError) as caught:

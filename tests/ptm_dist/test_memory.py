@@ -13,7 +13,7 @@ from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
 from ptm_dist.parallel.recompute import apply_recompute
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import resolve_layout
-from ptm_dist.recipe.schema import Recipe
+from ptm_dist.recipe.schema import PipelineSchedule, Recipe
 from ptm_dist.training.memory import MemoryEstimate, estimate_memory
 from tests.distributed import run_distributed
 from tests.ptm_dist.recipes import small_recipe
@@ -232,6 +232,29 @@ def test_a_small_batch_of_a_ramp_may_make_the_largest_micro_batch():
     ramp = {"start": 4, "increment": 1, "samples": 8}
     grown, growing = small_recipe(**values), small_recipe(**values, training__batch_ramp=ramp)
     assert estimate(growing, 1).activations * 3 == pytest.approx(estimate(grown, 1).activations * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("schedule", [schedule for schedule in PipelineSchedule if schedule != "file"])
+def test_more_micro_batches_of_one_size_never_need_less(schedule: PipelineSchedule, stage: int):
+    # So that of all the steps of a ramp the longest tells.
+    stages = 1 if schedule in ("gpipe", "1f1b") else 2
+    layout = {
+        "pipeline_parallel": 2,
+        "pipeline_schedule": schedule,
+        "pipeline_stages_per_rank": stages,
+        "zero_stage": stage,
+        "micro_batch_size": 1,
+    }
+    # Numbers of micro-batches that all schedules can do; each of two copies of the model takes half of a batch.
+    totals = [
+        estimate(recipe_of(layout, model__num_layers=4, training__global_batch_size=2 * count), 4).total
+        for count in (4, 6, 8, 12, 24)
+    ]
+    assert totals == sorted(totals)
+    ramp = {"start": 8, "increment": 4, "samples": 100}
+    growing = recipe_of(layout, model__num_layers=4, training__global_batch_size=48, training__batch_ramp=ramp)
+    assert estimate(growing, 4).total == totals[-1]
 
 
 def test_each_zero_stage_needs_less_and_so_do_tensor_and_sequence_parallelism():
