@@ -90,9 +90,8 @@ class Started:
         return died
 
     def may_come(self) -> bool:
-        """Whether a program lives, or is about to be started again."""
-        programs = self._programs.values()
-        return any(program.process.poll() is None or program.again_at is not None for program in programs)
+        """Whether a program lives, or will be started again: one that has died just now is not given up yet."""
+        return any(not program.is_given_up for program in self._programs.values())
 
     def end(self) -> None:
         """Wait for all to end, as they do when the coordinator has said goodbye; kill those that do not."""
