@@ -55,11 +55,6 @@ class Address:
         (logs / _FILE).unlink(missing_ok=True)
 
 
-def node_name() -> str:
-    """Of this machine; nodes of a rehearsal cluster share a host name, and Slurm's name tells them apart."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
 def complain(logs: Path, node: str) -> None:
     """Tell the coordinator, if it can be reached at all, that this node does not see its run directory."""
     host, _, port = os.environ.get(HINT_VARIABLE, "").rpartition(":")

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.doctor.findings import NodeReport
-from launcher.doctor.node import examine_node
+from launcher.doctor.node import examine_node, node_name
 from launcher.doctor.tokens import missing_tokens, remove_token, write_token
-from launcher.elastic.address import complain, connect, node_name
+from launcher.elastic.address import complain, connect
 from launcher.elastic.keeper import LOST
 from launcher.elastic.wire import Message, Wire
 from launcher.elastic.workers import Worker, fork_workers
@@ -136,13 +136,11 @@ class Agent:
             self._tell_stacks()
 
     def _tell_end(self, worker: Worker) -> None:
-        assert worker.exit is not None
         failure = worker.failure(self._logs)
         self._wire.send(
             "end",
             round=self._round,
             rank=worker.world.rank,
-            code=worker.exit.code,
             step=worker.step,
             began_at=worker.began_at,
             outcome=worker.outcome,

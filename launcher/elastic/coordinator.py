@@ -210,10 +210,7 @@ class Coordinator:
         if len(members) < self._least:
             here = ", ".join(member.node for member in members.all()) or "none"
             bad = "".join(f"; {node} was left out: {reason}" for node, reason in self._gathering.entrance.bad.items())
-            return (
-                None,
-                f"{self._least} nodes are needed and {len(members)} came ({here}); bring more{bad}",
-            )
+            return None, f"{self._least} nodes are needed and {len(members)} came ({here}); bring more{bad}"
         try:
             return self._work.assign(members.processes, members.device_memory), ""
         except UserError as error:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from launcher.elastic.address import connect, node_name
+from launcher.doctor.node import node_name
+from launcher.elastic.address import connect
 
 LOST = 3
 """Exit code of an agent that has no coordinator."""

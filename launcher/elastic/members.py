@@ -18,7 +18,6 @@ class Member:
         processes: workers that it can run.
         wire: to its agent.
         heard: when it said something last (monotonic).
-        since: when it came (monotonic).
         device_memory: bytes of the device of each process; None if unknown.
     """
 
@@ -26,7 +25,6 @@ class Member:
     processes: int
     wire: Wire
     heard: float = field(default_factory=time.monotonic)
-    since: float = field(default_factory=time.monotonic)
     device_memory: int | None = None
 
 
