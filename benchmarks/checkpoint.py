@@ -10,18 +10,17 @@ import argparse
 import shutil
 import statistics
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
+from benchmarks.manifest import describe
 from benchmarks.timing import save
 from benchmarks.workloads import random_batch
 from ptm_dist.checkpoint.background import BackgroundSaves
-from ptm_dist.checkpoint.store import CheckpointStore, Description, remove
+from ptm_dist.checkpoint.store import CheckpointStore, remove
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.parallel.control import ALONE
-from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.loading import load_recipe
 from ptm_dist.recipe.schema import Recipe
@@ -32,23 +31,6 @@ SETTINGS = [
     "layout.micro_batch_size=1",
     "training.precision=fp32",
 ]
-
-
-def describe(recipe: Recipe, step: int) -> Description:
-    """What a manifest needs to hold."""
-    return Description(
-        step=step,
-        samples=step,
-        recipe=recipe.model_dump(mode="json"),
-        recipe_fingerprint=fingerprint(recipe),
-        model_fingerprint=model_fingerprint(recipe),
-        layout="single process",
-        data_fingerprint="none",
-        metrics={},
-        torch_version=torch.__version__,
-        world_size=1,
-        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
 
 
 class Measurement:
@@ -73,7 +55,7 @@ class Measurement:
         """Seconds of a save that is waited for."""
         self.step()
         started = time.perf_counter()
-        info = self.store.save(self.engine.state(), describe(self.recipe, self.step_number))
+        info = self.store.save(self.engine.state(), describe(self.recipe, self.step_number, self.step_number))
         seconds = time.perf_counter() - started
         remove(info.path)
         return seconds
@@ -82,7 +64,7 @@ class Measurement:
         """Seconds that the steps wait for a save beside them, seconds until it is committed, and the steps' own."""
         self.step()
         started = time.perf_counter()
-        self.saves.start(self.engine.state(), describe(self.recipe, self.step_number))
+        self.saves.start(self.engine.state(), describe(self.recipe, self.step_number, self.step_number))
         stall, steps, info = time.perf_counter() - started, [], None
         while info is None:
             steps.append(self.step())

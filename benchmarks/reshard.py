@@ -14,28 +14,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.manifest import describe
 from benchmarks.timing import save
 from ptm_dist.checkpoint.compare import compare
 from ptm_dist.checkpoint.layout_boxes import boxes_of_layout
 from ptm_dist.checkpoint.plan import LazyShard
 from ptm_dist.checkpoint.reshard import reshard
 from ptm_dist.checkpoint.state import load_state
-from ptm_dist.checkpoint.store import CheckpointStore, Description, latest
+from ptm_dist.checkpoint.store import CheckpointStore, latest
 from ptm_dist.models import model_spec, parameter_shapes
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.parallel.control import ALONE
 from ptm_dist.parallel.shards import LocalShard
-from ptm_dist.recipe.fingerprint import fingerprint, model_fingerprint
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.loading import load_recipe
-from ptm_dist.recipe.schema import Recipe
 
 RANKS = 4
 LAYOUT = ["layout.tensor_parallel=2", "layout.zero_stage=1", "layout.data_parallel=2"]
@@ -57,7 +55,7 @@ def create(path: Path, folder: Path) -> int:
         state[f"model.{name}"] = LazyShard(like, shape, offset, partial(initial, name, shape))
         for slot in SLOTS:
             state[f"optimizer.{name}.{slot}"] = LazyShard(like, shape, offset, partial(torch.rand, shape))
-    CheckpointStore(folder, ALONE).save(state, _description(recipe))
+    CheckpointStore(folder, ALONE).save(state, describe(recipe, 1, recipe.training.global_batch_size))
     return sum(4 * math.prod(box.global_shape) for box in state.values())
 
 
@@ -84,22 +82,6 @@ def prove_equal(a: Path, b: Path) -> int:
     one, other = latest(a), latest(b)
     assert one is not None and other is not None and compare(one, other).is_equal
     return sum(file.stat().st_size for info in (one, other) for file in info.path.iterdir())
-
-
-def _description(recipe: Recipe) -> Description:
-    return Description(
-        step=1,
-        samples=recipe.training.global_batch_size,
-        recipe=recipe.model_dump(mode="json"),
-        recipe_fingerprint=fingerprint(recipe),
-        model_fingerprint=model_fingerprint(recipe),
-        layout="single process",
-        data_fingerprint="none",
-        metrics={},
-        torch_version=torch.__version__,
-        world_size=1,
-        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
 
 
 def _own(part: Callable[[], int], results: multiprocessing.Queue[tuple[int, float, int, int]]) -> None:
