@@ -239,8 +239,8 @@ def _agreed(sides: Sequence[Connection]) -> list[Connection]:
 
 
 def _longer(patience: float) -> float:
-    """For who waits for somebody who waits for somebody else."""
-    return 1.2 * patience + 2.0
+    """For who waits for somebody who waits for somebody else: for a group, then for the message in it to be given up."""
+    return 2 * patience + 2.0
 
 
 def _failed(connections: Sequence[Connection]) -> bool:
