@@ -116,6 +116,10 @@ class ModelSection(Section):
     """GELU by tanh approximation or exact; left out: gelu_erf in roberta, gelu_tanh in the others, as published."""
     tie_embeddings: bool = True
     """The head over the vocabulary is the token embedding."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the embeddings and of what attention and feed-forward layers add that is dropped in training."""
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the attention probabilities that is dropped in training; left out: the same as dropout."""
     initializer_std: PositiveFloat = 0.02
     """Standard deviation of initial weights."""
     position_initializer_std: PositiveFloat | None = None
@@ -353,6 +357,28 @@ class LayoutSection(Section):
     """torch.compile of every block."""
 
 
+class KernelsSection(Section):
+    """Which form of an operation computes it: the same numbers up to rounding, at another speed.
+
+    auto: what was measured to be the fastest on the device, torch's own operations where nothing was measured.
+    """
+
+    linear_cross_entropy: Literal["auto", "whole", "chunked", "liger"] = "auto"
+    """Head and loss. whole: all logits are stored. chunked: some tokens at a time, their gradients at once."""
+    cross_entropy: Literal["auto", "reference", "triton", "compile"] = "auto"
+    """Loss and gradient of the logits that are there at a time."""
+    add_norm: Literal["auto", "reference", "triton", "compile"] = "auto"
+    """Dropout, residual addition and LayerNorm."""
+    bias_gelu: Literal["auto", "reference", "triton", "compile"] = "auto"
+    """Bias and GELU of the feed-forward layer."""
+    embedding: Literal["auto", "reference", "triton", "compile"] = "auto"
+    """Sum of embeddings, its LayerNorm and dropout."""
+    optimizer: Literal["auto", "reference", "triton", "apex"] = "auto"
+    """Update of the weights; reference: torch's fused AdamW, or LAMB from its foreach operations."""
+    attention: Literal["auto", "reference", "triton"] = "auto"
+    """Attention with dropout of its probabilities; without dropout it is always torch's."""
+
+
 class DeepSpeedSection(Section):
     """What engine=deepspeed does beyond the layout."""
 
@@ -478,6 +504,7 @@ class Recipe(Section):
     engine: Literal["native", "deepspeed", "megatron"] = "native"
     """Which engine computes the step: native does every layout."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
+    kernels: KernelsSection = KernelsSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     health: HealthSection = HealthSection()
