@@ -1,6 +1,7 @@
 """Random numbers that are a function of a key and a place: Philox4x32-10.
 
-Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Words are 32 bits wide and kept in int64, so that the same operations run on every device.
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Words are 32 bits wide and kept in int64, so
+that the same operations run on every device.
 """
 
 from __future__ import annotations
