@@ -18,6 +18,7 @@ train: venv  ## From raw text to a trained model: about 3 minutes on 2 cores aft
 	$(BIN)/ptm demo $(if $(FAMILY),--family $(FAMILY))
 
 test: venv $(WEIGHTS)  ## All tests that need no GPU.
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/interpreted
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 check: venv  ## Lint, format and types.
