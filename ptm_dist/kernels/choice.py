@@ -60,6 +60,13 @@ class Choice:
 
     asked: Mapping[Operation, Form] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, section: Mapping[str, str]) -> Choice:
+        """What the recipe's section `kernels` asks for; `auto` asks for nothing, keys of other things are skipped."""
+        operations = {operation.value for operation in Operation}
+        asked = {key: form for key, form in section.items() if key in operations and form != "auto"}
+        return cls({Operation(key): Form(form) for key, form in asked.items()})
+
     def form(self, operation: Operation, like: Tensor, *, drops: bool = False) -> Form:
         """The form that computes an operation on tensors of this device, type and width (the last dimension).
 

@@ -22,7 +22,7 @@ class Drop:
     Attributes:
         probability: of an element to become 0; above 0 and below 1.
         key: two words of 32 bits, ``[2]``, int64.
-        samples: number of each row's sample in the global batch, ``[batch]``, int64.
+        samples: counter of each row's sample in the global order, its lower 32 bits, ``[batch]``, int64.
         positions: place of each column in its sequence, ``[seq]``, or ``[batch, seq]`` where rows differ, int64.
     """
 

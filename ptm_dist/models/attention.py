@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptm_dist.kernels.attention import AttentionDrop, attention
+from ptm_dist.kernels.choice import Choice
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -80,7 +83,7 @@ class Mixer(Protocol):
             window: the positions that a row holds here.
         """
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Any) -> Tensor:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Any, drop: AttentionDrop | None = None) -> Tensor:
         """Scaled dot-product attention.
 
         Args:
@@ -88,13 +91,21 @@ class Mixer(Protocol):
             key: see query.
             value: see query.
             visible: from :meth:`prepare`.
+            drop: dropout of the probabilities, of the heads and positions that are here.
 
         Returns: ``[batch, heads, seq, head_size]``.
         """
 
 
 class SdpaMixer:
-    """torch's scaled_dot_product_attention over all positions of a row."""
+    """torch's scaled_dot_product_attention over all positions of a row; with dropout a form of our own.
+
+    Args:
+        choice: of that form.
+    """
+
+    def __init__(self, choice: Choice | None = None) -> None:
+        self._choice = choice or Choice()
 
     def prepare(self, sight: Sight, window: Window) -> tuple[Tensor | None, bool]:
         """A mask, or none and whether the function's own causal form is meant."""
@@ -102,7 +113,16 @@ class SdpaMixer:
             return None, True
         return sight.mask(window.positions, window.positions), False
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: tuple[Tensor | None, bool]) -> Tensor:
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: tuple[Tensor | None, bool],
+        drop: AttentionDrop | None = None,
+    ) -> Tensor:
         """``[batch, heads, seq, head_size]``, three times, to the same shape."""
         mask, is_causal = visible
+        if drop is not None:
+            return attention(query, key, value, mask, is_causal, drop, self._choice)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)

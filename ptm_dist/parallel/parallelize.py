@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import model_spec
+from ptm_dist.models.attention import SdpaMixer
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
@@ -87,6 +89,7 @@ class ParallelModel:
         layout: how the model is shared.
         mesh: the ranks, from the same layout.
         numbers: dtypes.
+        choice: which forms compute operations that have several.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class ParallelModel:
         layout: ResolvedLayout,
         mesh: RankMesh,
         numbers: Numbers,
+        choice: Choice | None = None,
     ) -> None:
         with torch.device("meta"):
             whole = build(None)
@@ -105,7 +109,8 @@ class ParallelModel:
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
         self._global_shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
         self.stages = {
-            number: _build_stage(number, part, layout, mesh, self.split, numbers) for number, part in parts.items()
+            number: _build_stage(number, part, layout, mesh, self.split, numbers, choice or Choice())
+            for number, part in parts.items()
         }
         self._parameters, self._copies = self._gather_parameters()
         self._shared = _shared_groups(plan, self.spec, mesh)
@@ -202,8 +207,11 @@ def _build_stage(
     mesh: RankMesh,
     split: TensorSplit,
     numbers: Numbers,
+    choice: Choice,
 ) -> Stage:
     module = part.to(numbers.master)
+    module.choose(choice)
+    module.mixer = SdpaMixer(choice)
     if mesh.tensor.size > 1:
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:
