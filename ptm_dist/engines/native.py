@@ -68,7 +68,7 @@ class NativeEngine:
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
         plan = plan_stages(recipe.model, layout)
         self.hidden_dtype = numbers.compute or numbers.master
-        choice = Choice.of(recipe.kernels.model_dump())
+        choice = Choice.of(recipe.kernels.model_dump(), device)
         self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers, choice)
         self.pipeline = Pipeline(self.model.stages, plan.rank_of, layout, self.mesh, device)
         self._materialize()
