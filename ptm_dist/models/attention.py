@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptm_dist.kernels.attention import AttentionDrop, attention
 from ptm_dist.kernels.choice import Choice
+from ptm_dist.models.banded import banded_attention, block_mask, pays
 
 
 @dataclass(frozen=True)
@@ -97,32 +98,53 @@ class Mixer(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Visible:
+    """A sight as torch's scaled_dot_product_attention takes it.
+
+    Attributes:
+        mask: bool, broadcast to ``[batch, heads, q, k]``; None: there is none.
+        is_causal: the function's own causal form is meant.
+        block_mask: of a band that is computed in blocks (:mod:`ptm_dist.models.banded`), in place of both.
+    """
+
+    mask: Tensor | None
+    is_causal: bool
+    block_mask: Tensor | None = None
+
+
 class SdpaMixer:
     """torch's scaled_dot_product_attention over all positions of a row; with dropout a form of our own.
 
     Args:
         choice: of that form.
+        drops: whether some passes have dropout; bands are masks over whole rows then.
     """
 
-    def __init__(self, choice: Choice | None = None) -> None:
+    def __init__(self, choice: Choice | None = None, *, drops: bool = False) -> None:
         self._choice = choice or Choice()
+        self._drops = drops
 
-    def prepare(self, sight: Sight, window: Window) -> tuple[Tensor | None, bool]:
-        """A mask, or none and whether the function's own causal form is meant."""
-        if sight.causal and not sight.band and sight.documents is None and sight.valid is None:
-            return None, True
-        return sight.mask(window.positions, window.positions), False
+    def prepare(self, sight: Sight, window: Window) -> Visible:
+        """What scaled_dot_product_attention needs to know of a sight."""
+        if sight.causal and sight.documents is None and sight.valid is None:
+            if not sight.band:
+                return Visible(None, is_causal=True)
+            if pays(window.length, sight.band) and not self._drops:
+                return Visible(None, is_causal=True, block_mask=block_mask(sight.band, window.positions.device))
+        return Visible(sight.mask(window.positions, window.positions), is_causal=False)
 
     def mix(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        visible: tuple[Tensor | None, bool],
+        visible: Visible,
         drop: AttentionDrop | None = None,
     ) -> Tensor:
         """``[batch, heads, seq, head_size]``, three times, to the same shape."""
-        mask, is_causal = visible
         if drop is not None:
-            return attention(query, key, value, mask, is_causal, drop, self._choice)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+            return attention(query, key, value, visible.mask, visible.is_causal, drop, self._choice)
+        if visible.block_mask is not None:
+            return banded_attention(query, key, value, visible.block_mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible.mask, is_causal=visible.is_causal)

@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
         hidden_size = spec.block.hidden_size
         self.spec = spec
         self.part = part or Part(0, spec.num_layers)
-        self.mixer: Mixer = SdpaMixer()
+        self.mixer: Mixer = SdpaMixer(drops=spec.attention_dropout > 0.0)
         self.embeddings: Embeddings | None = None
         self.head: CausalHead | MaskedHead | None = None
         self.pair_head: PairHead | None = None

@@ -211,7 +211,7 @@ def _build_stage(
 ) -> Stage:
     module = part.to(numbers.master)
     module.choose(choice)
-    module.mixer = SdpaMixer(choice)
+    module.mixer = SdpaMixer(choice, drops=module.spec.attention_dropout > 0.0)
     if mesh.tensor.size > 1:
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:

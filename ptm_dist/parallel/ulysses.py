@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ptm_dist.kernels.attention import AttentionDrop
-from ptm_dist.models.attention import SdpaMixer, Sight, Window
+from ptm_dist.models.attention import SdpaMixer, Sight, Visible, Window
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.zigzag import chunk_ranges
 
@@ -27,7 +27,7 @@ class Whole:
     """
 
     chunks: list[tuple[int, int]]
-    visible: tuple[Tensor | None, bool]
+    visible: Visible
 
     @property
     def lengths(self) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ptm_dist.models import model_spec
+from ptm_dist.models.banded import pays
 from ptm_dist.models.model import Part
 from ptm_dist.models.spec import ModelSpec, NormPosition
 from ptm_dist.parallel.zigzag import chunk_ranges
@@ -57,6 +58,7 @@ class ForwardPass:
         recomputation also what matrices and attention give.
         """
         masks = [0, *(self._attention_mask(layer) for layer in self._layers)]
+        copies = sum(self._copies(layer) for layer in self._layers if not self._runs_again(layer))
         outside = (self._embeddings() if self._is_first else 0) + (self._heads() if self._is_last else 0)
         again = sum(self._runs_again(layer) for layer in self._layers)
         numbers = (
@@ -68,12 +70,12 @@ class ForwardPass:
         kept = self._stream(self._hidden)
         if self.layout.recompute is Recompute.SELECTIVE:
             kept += self._products()
-        return outside + (len(self._layers) - again) * self._block() + again * kept + numbers
+        return outside + (len(self._layers) - again) * self._block() + again * kept + numbers + copies
 
     def at_work(self) -> int:
         """Bytes that one recomputed layer stores beside its input."""
-        masks = [self._attention_mask(layer) for layer in self._layers if self._runs_again(layer)]
-        return self._block() - self._stream(self._hidden) + max(masks) if masks else 0
+        own = [self._attention_mask(layer) + self._copies(layer) for layer in self._layers if self._runs_again(layer)]
+        return self._block() - self._stream(self._hidden) + max(own) if own else 0
 
     def probabilities(self) -> int:
         """Of the logits, the bytes that are kept until the backward pass."""
@@ -190,7 +192,31 @@ class ForwardPass:
             return self.samples * length * self._compute
         if self.recipe.objective.document_attention:
             return self.samples * rows * length * self._compute
+        if self._is_in_blocks(layer):
+            band = self._spec.band_of(layer)
+            rest = length % band
+            return (2 * band * band + rest * (band + rest if rest else 0)) * self._compute
         return rows * length * self._compute if self._spec.band_of(layer) else 0
+
+    def _is_in_blocks(self, layer: int) -> bool:
+        """Whether attention of a layer is computed in blocks of its band (:mod:`ptm_dist.models.banded`)."""
+        is_ring = self.layout.context_parallel > 1 and self.layout.context_method == "ring"
+        is_plain = not (is_ring or self.recipe.objective.document_attention or self._spec.attention_dropout)
+        return is_plain and pays(self.sequence_length, self._spec.band_of(layer))
+
+    def _copies(self, layer: int) -> int:
+        """What blocks of a band store beyond a whole row: keys and values of two blocks each, and their results apart.
+
+        Per position of a row 4h/t without blocks; 4h/t in the first block and 6h/t in the others but for an incomplete
+        last one, which has 2h/t of the block before it; and h/t of all of them put together.
+        """
+        if not self._is_in_blocks(layer):
+            return 0
+        length, band = self.sequence_length, self._spec.band_of(layer)
+        whole, rest = divmod(length, band)
+        vectors = 4 * band + 6 * (whole - 1) * band + (4 * rest + 2 * band if rest else 0) + length
+        heads = -(-self._spec.block.num_heads // self.layout.tensor_parallel)
+        return self.samples * (vectors - 4 * length) * heads * self._spec.block.head_size * self._compute
 
     def _embeddings(self) -> int:
         """Ids of tokens, positions and segments; a norm, and the input of the matrix that widens what it gives."""
