@@ -460,6 +460,14 @@ class LoggingSection(Section):
     """Steps between metric rows."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    profile: bool = False
+    """Record a few steps with torch.profiler: a trace and a table of operations in the run directory's profile/."""
+    profile_start: PositiveInt = 5
+    """Steps that a process makes before the ones it records."""
+    profile_steps: PositiveInt = 3
+    """Steps to record."""
+    profile_ranks: tuple[NonNegativeInt, ...] = (0,)
+    """Ranks that record; stages of a pipeline do different things."""
 
 
 class LaunchSection(Section):
