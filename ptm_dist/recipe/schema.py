@@ -353,6 +353,8 @@ class LayoutSection(Section):
     """Recompute every n-th layer only."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lies in host memory between its uses: optimizer state, or parameters and gradients as well."""
+    offload_activations: bool = False
+    """What blocks store for the backward pass lies in host memory until then; on a CPU it stays where it is."""
     compile: bool = False
     """torch.compile of every block."""
 
