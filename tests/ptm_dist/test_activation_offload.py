@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ptm_dist.accounting.watch import MemoryWatch
-from ptm_dist.models import LanguageModel
+from ptm_dist.models import LanguageModel, build_model
 from ptm_dist.parallel.activation_offload import offload_activations
 from ptm_dist.parallel.host_lane import SameMemory
 from ptm_dist.parallel.mesh import ALONE
 from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
 from ptm_dist.recipe.schema import Recompute
+from tests.ptm_dist.recipes import small_recipe
+from tests.ptm_dist.test_memory import FAMILIES, UNEVEN, estimate, stored_of
 from tests.ptm_dist.test_recompute import Pass, assert_same, one_pass
 from tests.ptm_dist.test_tensor_parallel import Case
 
@@ -186,6 +188,25 @@ def test_nothing_moves_without_gradients():
 
 def losses(model: LanguageModel, case: Case, count: int) -> list[Tensor]:
     return [case.loss(model(case.inputs()[0].roll(shift)), ALONE) for shift in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [NONE, FULL])
+def test_the_estimate_knows_what_leaves_and_what_is_under_way(family, kind):
+    values = {**UNEVEN, **FAMILIES[family], "model__num_layers": 3, "layout__micro_batch_size": 3}
+    away, here = (
+        small_recipe(**values, layout__recompute=kind, layout__offload_activations=leaves) for leaves in (True, False)
+    )
+    model, lane = build_model(away.model), LateLane()
+    apply_recompute(model, kind)
+    offload_activations(model, lambda device: lane)
+    stays = stored_of(away, model)  # blocks answer to their own hooks, and not to those around the model
+    departures = [sum(sent.values()) for sent in lane.sent]
+    under_way = max(departures[0] + departures[1], departures[1] + departures[2])
+    assert estimate(away, 1).host == sum(departures)
+    assert estimate(here, 1).activations - estimate(away, 1).activations == sum(departures) - under_way
+    if kind is NONE:
+        assert estimate(away, 1).activations == stays + under_way
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
