@@ -28,6 +28,7 @@ from ptm_dist.models.attention import Window
 from ptm_dist.models.draws import dropout_keys
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.optim.decay import decay_groups
+from ptm_dist.parallel.activation_offload import offload_activations
 from ptm_dist.parallel.boxes import Held, boxes_of
 from ptm_dist.parallel.mesh import ALONE, RankGroup, ensure_process_group
 from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
@@ -285,6 +286,8 @@ def _build(
     apply_recompute(model, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(model)
+    if layout.offload_activations:
+        offload_activations(model)
     return model
 
 

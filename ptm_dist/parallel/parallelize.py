@@ -15,6 +15,7 @@ from ptm_dist.models.attention import SdpaMixer
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.activation_offload import offload_activations
 from ptm_dist.parallel.collectives import sum_together
 from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
@@ -219,6 +220,8 @@ def _build_stage(
     apply_recompute(module, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(module)
+    if layout.offload_activations:
+        offload_activations(module)
     is_alone = mesh.replicate.size == mesh.shard.size == 1
     data_parallel = None
     on_host = layout.offload == "parameters"

@@ -48,11 +48,11 @@ class ForwardPass:
     part: Part | None = None
 
     def activations(self) -> int:
-        """Bytes stored, logits apart, and what one recomputed layer stores while it runs again."""
+        """Bytes stored, logits apart, and what the layers at work need beside."""
         return self.stored() + self.at_work()
 
     def stored(self) -> int:
-        """Bytes kept from the forward pass to the backward pass, logits apart.
+        """Bytes kept on the device from the forward pass to the backward pass, logits apart.
 
         Full recomputation keeps the input of a layer, and the masks of attention as truth values; selective
         recomputation also what matrices and attention give.
@@ -70,12 +70,18 @@ class ForwardPass:
         kept = self._stream(self._hidden)
         if self.layout.recompute is Recompute.SELECTIVE:
             kept += self._products()
-        return outside + (len(self._layers) - again) * self._block() + again * kept + numbers + copies
+        blocks = (len(self._layers) - again) * self._block()
+        return outside + blocks + again * kept + numbers + copies - self.on_host()
+
+    def on_host(self) -> int:
+        """Bytes kept in host memory from the forward pass to the backward pass."""
+        return sum(map(self._leaves, self._layers))
 
     def at_work(self) -> int:
-        """Bytes that one recomputed layer stores beside its input."""
+        """Bytes that one recomputed layer stores beside its input, and those of two layers to or from the host."""
         own = [self._attention_mask(layer) + self._copies(layer) for layer in self._layers if self._runs_again(layer)]
-        return self._block() - self._stream(self._hidden) + max(own) if own else 0
+        again = self._block() - self._stream(self._hidden) + max(own) if own else 0
+        return again + max(sum(map(self._leaves, self._layers[n : n + 2])) for n in range(len(self._layers)))
 
     def probabilities(self) -> int:
         """Of the logits, the bytes that are kept until the backward pass."""
@@ -123,6 +129,14 @@ class ForwardPass:
 
     def _runs_again(self, layer: int) -> bool:
         return self.layout.recompute is not Recompute.NONE and layer % self.layout.recompute_every == 0
+
+    def _leaves(self, layer: int) -> int:
+        """Bytes of a layer that go to the host: what selective recomputation keeps beside the input does not."""
+        if not self.layout.offload_activations:
+            return 0
+        if self._runs_again(layer):
+            return self._stream(self._hidden)
+        return self._block() + self._attention_mask(layer) + self._copies(layer)
 
     @cached_property
     def _here(self) -> int:
