@@ -66,7 +66,7 @@ class Problem:
     @property
     def model(self) -> dict[str, Any]:
         """The model section; ALBERT's four layers share two blocks behind narrow embeddings."""
-        own = {"albert": {"num_layers": 4, "layer_groups": 2, "embedding_size": 20}, "gpt3": {"attention_band": 3}}
+        own = {"albert": {"num_layers": 4, "layer_groups": 2, "embedding_size": 20}, "gpt3": {"attention_band": 2}}
         return {
             "family": self.family,
             "vocab_size": self.vocab_size,
