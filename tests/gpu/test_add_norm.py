@@ -97,6 +97,13 @@ def test_a_recorded_graph_draws_from_the_key_that_is_there_when_it_is_replayed()
     torch.testing.assert_close(out, plain_factors(other, ones))
 
 
+def test_a_block_around_kernels_can_be_compiled_as_a_whole():
+    function, inputs = fused_add_norm(a_drop(4, 64, device="cuda"), Form.TRITON), add_norm_inputs(4, 64, 256, "cuda")
+    compiled = torch.compile(function, fullgraph=True)
+    found, expected = (run(each, inputs, torch.float32).all() for each in (compiled, function))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
 def test_dropout_on_cuda_takes_the_kernel_unasked():
     like = torch.ones(1, 1, 64, device="cuda", dtype=torch.float16)
     assert Choice().form(Operation.EMBEDDING, like, drops=True) is Form.TRITON

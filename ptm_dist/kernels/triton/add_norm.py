@@ -148,8 +148,10 @@ def drop_add(branch: Tensor, residual: Tensor | None, drop: Drop) -> Tensor:
     """``residual + dropout(branch)``, ``[batch, seq, width]``; None adds nothing."""
     branch, residual = branch.contiguous(), None if residual is None else residual.contiguous()
     _, seq, width = branch.shape
-    total = torch.empty_like(branch)
-    options = drop_arguments(drop, seq) | row_options(width, branch.dtype)
+    total = torch.empty_like(
+        branch, dtype=torch.promote_types(branch.dtype, (branch if residual is None else residual).dtype)
+    )
+    options = drop_arguments(drop, seq) | row_options(width, total.dtype)
     _drop_add[(total.numel() // width,)](branch, residual, total, **options)
     return total
 
@@ -160,9 +162,10 @@ def add_norm(
     """LayerNorm of ``residual + dropout(branch)``, the sum itself, ``[batch, seq, width]``, and what it had."""
     branch, residual = branch.contiguous(), residual.contiguous()
     _, seq, width = branch.shape
-    normed, total = torch.empty_like(branch), torch.empty_like(branch)
-    statistics = empty_statistics(branch)
-    options = drop_arguments(drop, seq) | row_options(width, branch.dtype)
+    total = torch.empty_like(branch, dtype=torch.promote_types(branch.dtype, residual.dtype))
+    normed = torch.empty_like(total)
+    statistics = empty_statistics(total)
+    options = drop_arguments(drop, seq) | row_options(width, total.dtype)
     _forward[(total.numel() // width,)](branch, residual, weight, bias, normed, total, *statistics, **options, EPS=eps)
     return normed, total, statistics
 

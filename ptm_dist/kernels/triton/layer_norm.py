@@ -5,7 +5,6 @@ A program holds whole rows in registers. Statistics are float32, or float64 wher
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -105,7 +104,7 @@ def sum_columns(gradients: Tensor, total: Tensor, statistics: Statistics, sums: 
 
 def row_options(width: int, dtype: torch.dtype) -> dict[str, Any]:
     """Constants of a kernel whose programs hold a row in registers."""
-    block = max(triton.next_power_of_2(width), 64)
+    block = max(1 << (width - 1).bit_length(), 64)
     # Eight elements for each thread: 16 bytes of bfloat16, the widest load there is.
     warps = min(max(block // 256, 1), 32)
     real = tl.float64 if dtype is torch.float64 else tl.float32
@@ -138,6 +137,5 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-@cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

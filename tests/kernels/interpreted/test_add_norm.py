@@ -116,6 +116,20 @@ def test_inputs_and_gradients_may_lie_anywhere_in_memory():
     torch.testing.assert_close(leaves[3].grad, torch.full((40,), 6.0, dtype=torch.float64))
 
 
+def test_a_wider_residual_stream_stays_as_wide():
+    drop, (branch, residual, weight, bias) = a_drop(2, 3), add_norm_inputs(2, 3, 40)
+    inputs = [branch.bfloat16(), residual.float(), weight.float(), bias.float()]
+    results = []
+    for form in (Form.REFERENCE, Form.TRITON):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        normed, total = fused_add_norm(drop, form)(*leaves)
+        (normed.square().sum() + total.sum()).backward()
+        results.append([normed, total, *(leaf.grad for leaf in leaves)])
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("wanted", range(4))
 def test_a_single_input_may_want_a_gradient(wanted):
     drop, inputs = a_drop(2, 3), add_norm_inputs(2, 3, 40)
