@@ -89,7 +89,7 @@ def test_apex_is_called_as_its_build_is_declared_and_makes_the_same_steps(monkey
     stand_in(monkeypatch)
     kernels = fused_apex()
     assert isinstance(kernels, Apex)
-    monkeypatch.setattr("ptm_dist.optim.adamw.apex_for", lambda tensors: kernels)
+    monkeypatch.setattr("ptm_dist.optim.forms.apex_for", lambda tensors: kernels)
     for name, weight in trained().items():
         torch.testing.assert_close(weight, plain[name], rtol=1e-6, atol=1e-6)
     tensors = [torch.randn(3, 4), torch.randn(5)]
