@@ -51,10 +51,7 @@ def clip_divisor(norm: Tensor, max_norm: float) -> Tensor | None:
         norm: of the whole gradient, a scalar.
         max_norm: 0 never clips.
 
-    Returns: a scalar of the norm's type and device, at least 1, and no finite number where the norm is none; nothing
-        where the gradients may stay as they are, which is only known of a norm that the host can read without a wait.
+    Returns: a scalar of the norm's type and device, at least 1, and no finite number where the norm is none; None where
+        nothing is ever clipped. The host does not wait for it.
     """
-    if max_norm == 0.0:
-        return None
-    divisor = torch.clamp((norm + 1e-6) / max_norm, min=1.0)
-    return None if divisor.device.type == "cpu" and divisor.item() == 1.0 else divisor
+    return torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm > 0.0 else None

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptm_dist.errors import RecipeError
+from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.optim.build import build_optimizer, slot_names
 from ptm_dist.optim.clipping import clip_divisor
 from ptm_dist.optim.decay import is_decayed
@@ -112,6 +114,19 @@ def test_a_divisor_that_is_no_finite_number_leaves_weights_and_state_as_they_are
         assert optimizer.steps_done == 2
 
 
+@pytest.mark.parametrize("form", [Form.TRITON, Form.APEX])
+def test_a_form_that_cannot_update_these_weights_is_refused_before_the_first_step(form):
+    choice = Choice({Operation.OPTIMIZER: form})
+    for dtype, on_host, words in ((torch.float64, False, "float32 weights only"), (torch.float32, True, "on the host")):
+        weights = random_like_weights(0, dtype=dtype)
+        boxes = {name: LocalShard(w, tuple(w.shape), (0,) * w.dim()) for name, w in weights.items()}
+        with pytest.raises(RecipeError, match=f"kernels.optimizer={form}.*{words}"):
+            build_optimizer(
+                section("adamw"), lambda given=boxes: given, lambda name: (False, False), WHOLE_MESH, HEAD_SIZE,
+                on_host=on_host, choice=choice,
+            )  # fmt: skip
+
+
 def test_a_divisor_clips_a_gradient_to_the_length_that_torch_clips_it_to():
     ours = random_like_weights(0)[QKV]
     theirs = torch.nn.Parameter(ours.clone())
@@ -120,11 +135,11 @@ def test_a_divisor_clips_a_gradient_to_the_length_that_torch_clips_it_to():
     divisor = clip_divisor(norm, 0.5)
     torch.testing.assert_close(ours / divisor, theirs.grad, rtol=1e-15, atol=0.0)
     assert clip_divisor(norm, 0.0) is None
-    assert clip_divisor(norm, 1e3) is None
+    assert clip_divisor(norm, 1e3) == 1.0
     assert clip_divisor(torch.tensor(torch.nan), 0.5).isnan()
     assert clip_divisor(torch.tensor(torch.inf), 0.5).isinf()
-    # What is not in host memory is not looked at.
-    assert clip_divisor(norm.to("meta"), 1e3).is_meta
+    # A meta tensor has no values: whatever asked for one would raise.
+    assert clip_divisor(norm.to("meta"), 0.5).is_meta
 
 
 def by_torch(kind: type[torch.optim.Optimizer], **values: object) -> dict[str, Tensor]:

@@ -125,11 +125,13 @@ def _check(weight: Tensor, *others: Tensor) -> None:
 def _divided(gradient: tl.tensor, divisor: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """The gradient, and for each element 1 where it is to be used, else 0."""
     if divisor is None:
-        return gradient, tl.full(gradient.shape, 1, tl.int32)
-    by = tl.load(divisor).to(tl.float32)
-    # As a number: the interpreter cannot broadcast a truth.
-    finite = (tl.abs(by) < float("inf")).to(tl.int32)
-    return gradient / by, tl.broadcast_to(finite, gradient.shape)
+        used = tl.full(gradient.shape, 1, tl.int32)
+    else:
+        by = tl.load(divisor).to(tl.float32)
+        gradient = gradient / by
+        # As a number: the interpreter cannot broadcast a truth.
+        used = tl.broadcast_to((tl.abs(by) < float("inf")).to(tl.int32), gradient.shape)
+    return gradient, used
 
 
 @triton.jit
