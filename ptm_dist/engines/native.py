@@ -18,7 +18,7 @@ from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import build_model
 from ptm_dist.models.draws import dropout_keys
 from ptm_dist.optim.build import build_optimizer
-from ptm_dist.optim.clipping import clip, global_norm
+from ptm_dist.optim.clipping import clip_divisor, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
 from ptm_dist.parallel.pipeline import Pipeline
@@ -80,6 +80,7 @@ class NativeEngine:
             self.mesh,
             head_size,
             on_host=layout.offload == "optimizer",
+            choice=choice,
         )
 
     def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
@@ -166,8 +167,8 @@ class NativeEngine:
         return _Gradient(gradients, norm, torch.cat([torch.stack([loss, norm.double()]), counts, sums]))
 
     def _update(self, step: _Gradient, learning_rate: float) -> None:
-        clip(step.gradients, step.norm, self.recipe.optimizer.clip_norm)
-        self.optimizer.step(step.gradients, learning_rate)
+        divisor = clip_divisor(step.norm, self.recipe.optimizer.clip_norm)
+        self.optimizer.step(step.gradients, learning_rate, divisor)
         self.model.changed()
 
     def _materialize(self) -> None:
