@@ -26,7 +26,7 @@ check: venv  ## Lint, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 15 minutes on 2 cores, goes on if stopped.
+parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 20 minutes on 2 cores, goes on if stopped.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.parity.table
 
 chaos: venv  ## Runs that are killed, stopped and damaged at random; writes docs/chaos.md. 20 minutes on 2 cores.

@@ -239,7 +239,7 @@ def _agreed(sides: Sequence[Connection]) -> list[Connection]:
 
 
 def _longer(patience: float) -> float:
-    """For who waits for somebody who waits for somebody else: for a group, then for the message in it to be given up."""
+    """For who waits for somebody who waits for somebody else: for a group, then for a message in it to be given up."""
     return 2 * patience + 2.0
 
 

@@ -25,8 +25,10 @@ from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.errors import RecipeError
 from ptm_dist.models import LanguageModel, ModelOutput, build_model
 from ptm_dist.models.attention import Window
+from ptm_dist.models.draws import dropout_keys
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.optim.decay import decay_groups
+from ptm_dist.parallel.activation_offload import offload_activations
 from ptm_dist.parallel.boxes import Held, boxes_of
 from ptm_dist.parallel.mesh import ALONE, RankGroup, ensure_process_group
 from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
@@ -144,15 +146,23 @@ class DeepSpeedEngine:
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
         # DeepSpeed divides what it sums over ranks by their number.
         factor = self.dp_size * self._missing_scale()
+        keys = dropout_keys(self.recipe.training.seed, batch.step, self.spec.num_layers) if self.spec.draws else None
         for micro in self._micro_batches(batch):
-            losses, hits = self._forward(micro)
+            losses, hits = self._forward(micro, None if keys is None else keys.to(self.device))
             loss = mean_loss(losses, counts.to(losses.dtype))
             self.engine.backward(loss * factor, scale_wrt_gas=False)
             sums += torch.stack([losses.detach(), hits], dim=1).flatten()
         return self._data.sum(sums), counts
 
-    def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        output = self.engine(micro.input_ids, micro.segment_ids, micro.valid, micro.positions, micro.documents)
+    def _forward(self, micro: MicroBatch, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = self.engine(
+            micro.input_ids,
+            micro.segment_ids,
+            micro.valid,
+            micro.positions,
+            micro.documents,
+            draws=micro.draws(keys),
+        )
         return forward_sums(cast(ModelOutput, output), micro, self.spec, ALONE)
 
     def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:
@@ -276,6 +286,8 @@ def _build(
     apply_recompute(model, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(model)
+    if layout.offload_activations:
+        offload_activations(model)
     return model
 
 

@@ -78,6 +78,11 @@ def _layout_problems(layout: LayoutSection) -> Iterator[str]:
             "layout.compile=true with layout.zero_stage=3: DeepSpeed fetches parameters inside the blocks; use "
             "layout.zero_stage=2, or engine=native"
         )
+    if layout.offload_activations and layout.zero_stage == 3:
+        yield (
+            "layout.offload_activations=true with layout.zero_stage=3: DeepSpeed fetches parameters inside the blocks, "
+            "where they look like activations; use layout.zero_stage=2, or engine=native"
+        )
     if layout.recompute is Recompute.SELECTIVE and layout.zero_stage == 3:
         yield (
             "layout.recompute=selective with layout.zero_stage=3: DeepSpeed fetches parameters by operations that "

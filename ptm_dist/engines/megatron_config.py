@@ -34,6 +34,8 @@ def megatron_problems(recipe: Recipe, layout: LayoutSection, world_size: int) ->
     yield from _number_problems(recipe)
     if layout.offload != "none":
         yield f"engine=megatron does not offload (layout.offload={layout.offload}); {_NATIVE}"
+    if layout.offload_activations:
+        yield f"engine=megatron does not offload (layout.offload_activations); {_NATIVE}"
     if layout.compile:
         yield f"engine=megatron does not compile blocks (layout.compile); {_NATIVE}"
     if layout.recompute is Recompute.SELECTIVE or (layout.recompute is Recompute.FULL and layout.recompute_every > 1):

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipeline.batches import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.models.attention import Window
+from ptm_dist.models.draws import Draws
 from ptm_dist.models.spec import ModelSpec
 
 
@@ -30,6 +31,7 @@ class MicroBatch:
         pair_targets: ``[batch]``; ``IGNORE_INDEX`` where there is none, or where the first position is not here.
         documents: number of the document of each token within its row, ``[batch, seq]``, int64; None if a row is one
             text to the model.
+        samples: counter of each row's sample in the global order, its lower 32 bits, ``[batch]``, int64.
     """
 
     window: Window
@@ -40,6 +42,11 @@ class MicroBatch:
     targets: Tensor
     pair_targets: Tensor
     documents: Tensor | None
+    samples: Tensor
+
+    def draws(self, keys: Tensor | None) -> Draws | None:
+        """What the dropout of its forward pass is drawn from; None without keys."""
+        return None if keys is None else Draws(keys, self.samples)
 
 
 def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, window: Window) -> Iterator[MicroBatch]:
@@ -56,6 +63,7 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, window
     is_first = len(here) > 0 and int(here[0]) == 0
     missing = count * size - len(batch.inputs)
     length = batch.inputs.shape[1]
+    numbers = torch.arange(batch.first_sample, batch.first_sample + count * size) & 0xFFFFFFFF
     rows = zip(
         F.pad(batch.inputs, (0, 0, 0, missing)).split(size),
         F.pad(batch.labels, (0, 0, 0, missing), value=IGNORE_INDEX).split(size),
@@ -63,9 +71,10 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, window
         F.pad(batch.segments, (0, 0, 0, missing)).split(size),
         F.pad(batch.pair_labels, (0, missing), value=IGNORE_INDEX).split(size),
         repeat(None, count) if batch.documents is None else F.pad(batch.documents, (0, 0, 0, missing)).split(size),
+        numbers.split(size),
         strict=True,
     )
-    for inputs, labels, lengths, segments, pair_labels, documents in rows:
+    for inputs, labels, lengths, segments, pair_labels, documents, samples in rows:
         causal = spec.block.causal
         positions, targets = (None, labels[:, here].flatten()) if causal else _predicted(labels[:, here])
         yield MicroBatch(
@@ -79,6 +88,7 @@ def split_batch(batch: StepBatch, count: int, size: int, spec: ModelSpec, window
                 device, non_blocking=True
             ),
             documents=None if documents is None else documents.to(device, non_blocking=True),
+            samples=samples.to(device, non_blocking=True),
         )
 
 

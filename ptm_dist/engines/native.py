@@ -14,9 +14,11 @@ from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import build_model
+from ptm_dist.models.draws import dropout_keys
 from ptm_dist.optim.build import build_optimizer
-from ptm_dist.optim.clipping import clip, global_norm
+from ptm_dist.optim.clipping import clip_divisor, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
 from ptm_dist.parallel.pipeline import Pipeline
@@ -66,7 +68,8 @@ class NativeEngine:
         self.dp_rank, self.dp_size = self.mesh.data.rank, self.mesh.data.size
         plan = plan_stages(recipe.model, layout)
         self.hidden_dtype = numbers.compute or numbers.master
-        self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers)
+        choice = Choice.of(recipe.kernels.model_dump(), device)
+        self.model = ParallelModel(partial(build_model, recipe.model), plan, layout, self.mesh, numbers, choice)
         self.pipeline = Pipeline(self.model.stages, plan.rank_of, layout, self.mesh, device)
         self._materialize()
         head_size = self.model.spec.block.head_size
@@ -77,6 +80,7 @@ class NativeEngine:
             self.mesh,
             head_size,
             on_host=layout.offload == "optimizer",
+            choice=choice,
         )
 
     def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
@@ -114,7 +118,7 @@ class NativeEngine:
             of token and pair targets, ``[2]``, float64, the same on every rank.
         """
         counts = self.mesh.data.sum(count_targets(batch).to(self.device))
-        passes = self._passes(batch)
+        passes = self._passes(batch, self._dropout_keys(batch.step))
 
         def loss_of(losses: Tensor) -> Tensor:
             return mean_loss(losses, counts.to(losses.dtype))
@@ -163,16 +167,22 @@ class NativeEngine:
         return _Gradient(gradients, norm, torch.cat([torch.stack([loss, norm.double()]), counts, sums]))
 
     def _update(self, step: _Gradient, learning_rate: float) -> None:
-        clip(step.gradients, step.norm, self.recipe.optimizer.clip_norm)
-        self.optimizer.step(step.gradients, learning_rate)
+        divisor = clip_divisor(step.norm, self.recipe.optimizer.clip_norm)
+        self.optimizer.step(step.gradients, learning_rate, divisor)
         self.model.changed()
 
     def _materialize(self) -> None:
         self.model.materialize(torch.device("cpu") if self.layout.offload == "parameters" else self.device)
         self.model.initialize(self.recipe.training.seed)
 
-    def _passes(self, batch: StepBatch) -> Passes:
-        return Passes(self.model, self._micro_batches(batch), self.hidden_dtype, self.device)
+    def _passes(self, batch: StepBatch, keys: Tensor | None = None) -> Passes:
+        return Passes(self.model, self._micro_batches(batch), self.hidden_dtype, self.device, keys)
+
+    def _dropout_keys(self, step: int) -> Tensor | None:
+        spec = self.model.spec
+        if not spec.draws:
+            return None
+        return dropout_keys(self.recipe.training.seed, step, spec.num_layers).to(self.device, non_blocking=True)
 
     def _micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
         times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]

@@ -21,6 +21,7 @@ class Passes:
         micro_batches: of equal shape.
         dtype: of hidden states.
         device: of this process.
+        keys: of dropout (:func:`ptm_dist.models.draws.dropout_keys`); None: nothing is dropped.
 
     Attributes:
         sums: of token losses, token hits, pair losses, pair hits over this rank's micro-batches, ``[4]``, float64; 0
@@ -28,11 +29,17 @@ class Passes:
     """
 
     def __init__(
-        self, model: ParallelModel, micro_batches: Sequence[MicroBatch], dtype: torch.dtype, device: torch.device
+        self,
+        model: ParallelModel,
+        micro_batches: Sequence[MicroBatch],
+        dtype: torch.dtype,
+        device: torch.device,
+        keys: Tensor | None = None,
     ) -> None:
         self._model = model
         self.micro_batches = micro_batches
         self._dtype = dtype
+        self._keys = keys
         self.sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=device)
 
     @property
@@ -58,7 +65,15 @@ class Passes:
         """
         batch = self.micro_batches[micro]
         inputs = batch.input_ids if hidden is None else hidden
-        out = stage.module(inputs, batch.segment_ids, batch.valid, batch.positions, batch.documents, batch.window)
+        out = stage.module(
+            inputs,
+            batch.segment_ids,
+            batch.valid,
+            batch.positions,
+            batch.documents,
+            batch.window,
+            batch.draws(self._keys),
+        )
         if stage.module.head is None:
             return out
         losses, hits = forward_sums(out, batch, self._model.spec, self._model.mesh.tensor)

@@ -78,5 +78,6 @@ class Predictor:
         if not len(here):
             here = torch.zeros(1, dtype=torch.int64, device=engine.device)
         nothing = torch.full((batch,), IGNORE_INDEX, dtype=torch.int64, device=engine.device)
-        micro = MicroBatch(window, input_ids[:, window.positions], None, None, here, nothing, nothing, None)
+        rows = torch.arange(batch, device=engine.device)
+        micro = MicroBatch(window, input_ids[:, window.positions], None, None, here, nothing, nothing, None, rows)
         return micro, chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ptm_dist.errors import RecipeError
+from ptm_dist.optim.apex import fused_apex
 
 _MEASURED = Path(__file__).with_name("measured.json")
 
@@ -60,6 +64,19 @@ class Choice:
 
     asked: Mapping[Operation, Form] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, section: Mapping[str, str], device: torch.device) -> Choice:
+        """What the recipe's section `kernels` asks for; `auto` asks for nothing, keys of other things are skipped.
+
+        Raises: RecipeError if the device cannot do what is asked for, or a package is missing.
+        """
+        operations = {operation.value for operation in Operation}
+        asked = {key: form for key, form in section.items() if key in operations and form != "auto"}
+        for key, form in asked.items():
+            if (missing := _missing(Form(form), device)) is not None:
+                raise RecipeError(f"kernels.{key}={form} needs {missing}; or use kernels.{key}=auto")
+        return cls({Operation(key): Form(form) for key, form in asked.items()})
+
     def form(self, operation: Operation, like: Tensor, *, drops: bool = False) -> Form:
         """The form that computes an operation on tensors of this device, type and width (the last dimension).
 
@@ -78,6 +95,22 @@ class Choice:
         if found is None and drops and like.is_cuda and has_triton():
             return Form.TRITON
         return found or Form.REFERENCE
+
+
+def _missing(form: Form, device: torch.device) -> str | None:
+    """What a form lacks here."""
+    if form is Form.TRITON and not has_triton():
+        return "triton: pip install 'ptm-dist[triton]'"
+    if form is Form.TRITON and device.type != "cuda" and not _interprets():
+        return f"a CUDA device, and this process computes on {device.type}"
+    if form is Form.APEX and fused_apex() is None:
+        return "NVIDIA's build of apex with its CUDA extensions"
+    return None
+
+
+def _interprets() -> bool:
+    """Whether kernels run in Triton's interpreter, as in tests: on any device, slowly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

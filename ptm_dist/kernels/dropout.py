@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ptm_dist.kernels.philox import keep_scale, threshold, uniform16
+from ptm_dist.kernels.masks import at_least
+from ptm_dist.kernels.philox import keep_scale, threshold
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Drop:
     Attributes:
         probability: of an element to become 0; above 0 and below 1.
         key: two words of 32 bits, ``[2]``, int64.
-        samples: number of each row's sample in the global batch, ``[batch]``, int64.
+        samples: counter of each row's sample in the global order, its lower 32 bits, ``[batch]``, int64.
         positions: place of each column in its sequence, ``[seq]``, or ``[batch, seq]`` where rows differ, int64.
     """
 
@@ -40,7 +42,7 @@ class Drop:
         positions = self.positions if self.positions.dim() == 2 else self.positions[None, :]
         samples = self.samples[:, None]
         counter = (positions, samples, torch.zeros_like(samples))
-        return uniform16(counter, features, (self.key[0], self.key[1])) >= threshold(self.probability)
+        return at_least(threshold(self.probability), counter, features, self.key)
 
     @property
     def scale(self) -> float:
@@ -52,21 +54,49 @@ def dropped(hidden: Tensor, drop: Drop | None) -> Tensor:
     """``[batch, seq, features]`` with some elements 0 and the others scaled up; unchanged without `drop`."""
     if drop is None:
         return hidden
-    return _Dropped.apply(hidden, drop)
+    return _Dropped.apply(hidden, None, *fields(drop))
+
+
+def dropped_sum(branch: Tensor, residual: Tensor, drop: Drop | None) -> Tensor:
+    """``residual + dropped(branch)``, ``[batch, seq, features]``, rounded once."""
+    if drop is None:
+        return residual + branch
+    return _Dropped.apply(branch, residual, *fields(drop))
+
+
+Fields = tuple[float, Tensor | None, Tensor | None, Tensor | None]
+"""Those of :class:`Drop`, or 0 and no tensors without dropout: autograd functions take tensors by themselves."""
+
+
+def fields(drop: Drop | None) -> Fields:
+    """What :func:`drop_of` makes the dropout of again."""
+    return (0.0, None, None, None) if drop is None else (drop.probability, drop.key, drop.samples, drop.positions)
+
+
+def drop_of(probability: float, key: Tensor | None, samples: Tensor | None, positions: Tensor | None) -> Drop | None:
+    """The inverse of :func:`fields`."""
+    if key is None or samples is None or positions is None:
+        return None
+    return Drop(probability, key, samples, positions)
 
 
 class _Dropped(torch.autograd.Function):
     """The backward pass draws the mask again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, drop: Drop) -> Tensor:
-        ctx.drop = drop
-        return hidden * _factors(drop, hidden)
+    def forward(ctx: Any, branch: Tensor, residual: Tensor | None, probability: float, *places: Tensor) -> Tensor:
+        ctx.probability = probability
+        ctx.save_for_backward(*places)
+        return _scaled(branch, residual, Drop(probability, *places))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * _factors(ctx.drop, gradients[0]), None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        drop = Drop(ctx.probability, *ctx.saved_tensors)
+        of_branch = _scaled(gradient, None, drop) if ctx.needs_input_grad[0] else None
+        return of_branch, gradient if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
-def _factors(drop: Drop, like: Tensor) -> Tensor:
-    return drop.kept(like.shape[-1]).to(like.dtype) * drop.scale
+def _scaled(branch: Tensor, residual: Tensor | None, drop: Drop) -> Tensor:
+    kept = drop.kept(branch.shape[-1]).to(branch.dtype)
+    return (branch * drop.scale) * kept if residual is None else torch.addcmul(residual, branch, kept, value=drop.scale)

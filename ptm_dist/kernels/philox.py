@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-_WEYL = 0x9E3779B9, 0xBB67AE85
-_ROUNDS = 10
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
 _MASK = 0xFFFFFFFF
 
 
@@ -29,21 +29,21 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         # Products wrap around in int64; their 64 bits are right all the same.
-        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((second >> 32) & _MASK) ^ c1 ^ k0,
             second & _MASK,
             ((first >> 32) & _MASK) ^ c3 ^ k1,
             first & _MASK,
         )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0, k1 = (k0 + WEYL[0]) & _MASK, (k1 + WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
 
 _STEPS = 1 << 16
-_PER_CALL = 8
+PER_COUNTER = 8
 """Draws of 16 bits that a counter gives."""
 
 
@@ -60,7 +60,7 @@ def uniform16(counter: tuple[Tensor, Tensor, Tensor], size: int, key: tuple[Tens
 
     Returns: ``[..., size]``, int64.
     """
-    blocks = torch.arange(-(-size // _PER_CALL), device=key[0].device)
+    blocks = torch.arange(-(-size // PER_COUNTER), device=key[0].device)
     c1, c2, c3 = (word[..., None] for word in counter)
     words = philox((blocks, c1, c2, c3), (key[0][..., None], key[1][..., None]))
     halves = torch.stack([half for word in words for half in (word & (_STEPS - 1), word >> 16)], dim=-1)

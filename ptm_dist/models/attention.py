@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptm_dist.kernels.attention import AttentionDrop, attention
+from ptm_dist.kernels.choice import Choice
+from ptm_dist.models.banded import banded_attention, block_mask, pays
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -80,7 +84,7 @@ class Mixer(Protocol):
             window: the positions that a row holds here.
         """
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Any) -> Tensor:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Any, drop: AttentionDrop | None = None) -> Tensor:
         """Scaled dot-product attention.
 
         Args:
@@ -88,21 +92,59 @@ class Mixer(Protocol):
             key: see query.
             value: see query.
             visible: from :meth:`prepare`.
+            drop: dropout of the probabilities, of the heads and positions that are here.
 
         Returns: ``[batch, heads, seq, head_size]``.
         """
 
 
+@dataclass(frozen=True)
+class Visible:
+    """A sight as torch's scaled_dot_product_attention takes it.
+
+    Attributes:
+        mask: bool, broadcast to ``[batch, heads, q, k]``; None: there is none.
+        is_causal: the function's own causal form is meant.
+        block_mask: of a band that is computed in blocks (:mod:`ptm_dist.models.banded`), in place of both.
+    """
+
+    mask: Tensor | None
+    is_causal: bool
+    block_mask: Tensor | None = None
+
+
 class SdpaMixer:
-    """torch's scaled_dot_product_attention over all positions of a row."""
+    """torch's scaled_dot_product_attention over all positions of a row; with dropout a form of our own.
 
-    def prepare(self, sight: Sight, window: Window) -> tuple[Tensor | None, bool]:
-        """A mask, or none and whether the function's own causal form is meant."""
-        if sight.causal and not sight.band and sight.documents is None and sight.valid is None:
-            return None, True
-        return sight.mask(window.positions, window.positions), False
+    Args:
+        choice: of that form.
+        drops: whether some passes have dropout; bands are masks over whole rows then.
+    """
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: tuple[Tensor | None, bool]) -> Tensor:
+    def __init__(self, choice: Choice | None = None, *, drops: bool = False) -> None:
+        self._choice = choice or Choice()
+        self._drops = drops
+
+    def prepare(self, sight: Sight, window: Window) -> Visible:
+        """What scaled_dot_product_attention needs to know of a sight."""
+        if sight.causal and sight.documents is None and sight.valid is None:
+            if not sight.band:
+                return Visible(None, is_causal=True)
+            if pays(window.length, sight.band) and not self._drops:
+                return Visible(None, is_causal=True, block_mask=block_mask(sight.band, window.positions.device))
+        return Visible(sight.mask(window.positions, window.positions), is_causal=False)
+
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Visible,
+        drop: AttentionDrop | None = None,
+    ) -> Tensor:
         """``[batch, heads, seq, head_size]``, three times, to the same shape."""
-        mask, is_causal = visible
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        if drop is not None:
+            return attention(query, key, value, visible.mask, visible.is_causal, drop, self._choice)
+        if visible.block_mask is not None:
+            return banded_attention(query, key, value, visible.block_mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible.mask, is_causal=visible.is_causal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ptm_dist.models.albert import albert_spec
@@ -24,7 +26,9 @@ _FAMILIES = {
 
 def model_spec(section: ModelSection) -> ModelSpec:
     """The architecture that a recipe's model section names."""
-    return _FAMILIES[section.family](section)
+    attention_dropout = section.dropout if section.attention_dropout is None else section.attention_dropout
+    spec = _FAMILIES[section.family](section)
+    return replace(spec, dropout=section.dropout, attention_dropout=attention_dropout)
 
 
 def build_model(section: ModelSection, part: Part | None = None) -> LanguageModel:

@@ -75,7 +75,7 @@ def fill_initial(
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
     for rows, indices in _indices_by_rows(tuple(local.shape), global_shape, offset):
         draw = _truncated_normal if distribution.truncated else _standard_normal
-        local[rows].copy_(torch.from_numpy(draw(_random_bits(indices, key)) * distribution.std))
+        local[rows].copy_(torch.from_numpy(draw(random_bits(indices, key)) * distribution.std))
 
 
 def _indices_by_rows(
@@ -96,8 +96,8 @@ def _indices_by_rows(
         yield slice(begin, end), indices
 
 
-def _random_bits(indices: np.ndarray, key: int) -> np.ndarray:
-    """64 random bits per index: SplitMix64 (Steele et al. 2014)."""
+def random_bits(indices: np.ndarray, key: int) -> np.ndarray:
+    """64 random bits per index, uint64, for a key of 64 bits: SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         bits = (indices + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

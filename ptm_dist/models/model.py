@@ -9,11 +9,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models.attention import Mixer, SdpaMixer, Sight, Window
+from ptm_dist.models.draws import Draws, LayerDraws
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.heads import CausalHead, MaskedHead, PairHead
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.models.transformer import Block
+
+_BEFORE_LAYERS = -1
 
 
 class ModelOutput(NamedTuple):
@@ -50,6 +54,11 @@ class LanguageModel(nn.Module):
     Args:
         spec: of the whole model.
         part: None for the whole.
+
+    Attributes:
+        mixer: attention, between the matrices.
+        before_heads: applied to hidden states between the last block and the heads.
+        stream_positions: from the positions of a row that are here to those of the residual stream.
     """
 
     def __init__(self, spec: ModelSpec, part: Part | None = None) -> None:
@@ -57,7 +66,7 @@ class LanguageModel(nn.Module):
         hidden_size = spec.block.hidden_size
         self.spec = spec
         self.part = part or Part(0, spec.num_layers)
-        self.mixer: Mixer = SdpaMixer()
+        self.mixer: Mixer = SdpaMixer(drops=spec.attention_dropout > 0.0)
         self.embeddings: Embeddings | None = None
         self.head: CausalHead | MaskedHead | None = None
         self.pair_head: PairHead | None = None
@@ -69,12 +78,19 @@ class LanguageModel(nn.Module):
             self.head = CausalHead(spec) if spec.block.causal else MaskedHead(spec)
             self.pair_head = PairHead(hidden_size) if spec.pair_head else None
         self.before_heads: Callable[[Tensor], Tensor] | None = None
+        self.stream_positions: Callable[[Tensor], Tensor] = lambda positions: positions
         self.tie()
 
     def tie(self) -> None:
         """Make the head's matrix the token embedding, where the specification says so and both are here."""
         if self.spec.tie_embeddings and self.head is not None and self.embeddings is not None:
             self.head.decoder.weight = self.embeddings.token.weight
+
+    def choose(self, choice: Choice) -> None:
+        """Say which forms compute the operations that have several."""
+        for module in self.modules():
+            if hasattr(module, "choice"):
+                setattr(module, "choice", choice)  # noqa: B010  a class attribute is no part of a Module to mypy
 
     def blocks(self) -> list[Block]:
         """The distinct blocks in order."""
@@ -98,6 +114,7 @@ class LanguageModel(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         window: Window | None = None,
+        draws: Draws | None = None,
     ) -> ModelOutput | Tensor:
         """Predict tokens, and how the parts of a sample belong together.
 
@@ -113,10 +130,11 @@ class LanguageModel(nn.Module):
                 one text. For causal models.
             window: the positions of the sequence that a row holds, where it does not hold all or `inputs` does not
                 tell how many; `valid` and `documents` are of whole sequences even then.
+            draws: what dropout is drawn from; None: nothing is dropped, as in evaluation.
 
         Returns: predictions, or what a part without heads gives, ``[batch, seq, hidden]``.
         """
-        hidden = self.encode(inputs, segment_ids, valid, documents, window)
+        hidden = self.encode(inputs, segment_ids, valid, documents, window, draws)
         if self.head is None:
             return hidden
         if self.before_heads is not None:
@@ -131,6 +149,7 @@ class LanguageModel(nn.Module):
         valid: Tensor | None = None,
         documents: Tensor | None = None,
         window: Window | None = None,
+        draws: Draws | None = None,
     ) -> Tensor:
         """Hidden states after the last block, ``[batch, seq, hidden]``; arguments as in :meth:`forward`."""
         window = window or Window.whole(inputs.shape[1], inputs.device)
@@ -139,12 +158,18 @@ class LanguageModel(nn.Module):
             places = window.positions
             if documents is not None:
                 places = places_in_documents(documents)[:, places]
-            hidden = self.embeddings(inputs, segment_ids, places)
+            hidden = self.embeddings(inputs, segment_ids, places, self._draws_of(_BEFORE_LAYERS, draws, window))
         visible = self._visible(window, valid, documents)
         for layer in range(self.part.first, self.part.end):
             block = self.layers[str(self.spec.group_of(layer))]
-            hidden = block(hidden, self.mixer, visible[self.spec.band_of(layer)])
+            layer_draws = self._draws_of(layer, draws, window)
+            hidden = block(hidden, self.mixer, visible[self.spec.band_of(layer)], layer_draws)
         return hidden
+
+    def _draws_of(self, layer: int, draws: Draws | None, window: Window) -> LayerDraws | None:
+        if draws is None:
+            return None
+        return draws.of_layer(layer, self.spec, self.stream_positions(window.positions), window.positions)
 
     def _visible(self, window: Window, valid: Tensor | None, documents: Tensor | None) -> dict[int, Any]:
         """For each width of attention band, which keys a query sees, as the mixer wants it."""

@@ -107,6 +107,8 @@ class ModelSpec:
         tie_embeddings: the head is the token embedding (Press & Wolf 2017, arXiv 1608.05859).
         pair_head: a second head tells how two text parts belong together.
         initial: how weights start.
+        dropout: share of the embeddings, and of what attention and feed-forward layers add, dropped in training.
+        attention_dropout: share of the attention probabilities dropped in training.
     """
 
     block: BlockSpec
@@ -117,6 +119,13 @@ class ModelSpec:
     tie_embeddings: bool
     pair_head: bool
     initial: InitialWeights
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout of any kind."""
+        return self.dropout > 0.0 or self.attention_dropout > 0.0
 
     def group_of(self, layer: int) -> int:
         """Which block computes a layer."""

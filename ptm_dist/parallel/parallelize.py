@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import model_spec
+from ptm_dist.models.attention import SdpaMixer
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
+from ptm_dist.parallel.activation_offload import offload_activations
 from ptm_dist.parallel.collectives import sum_together
 from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
@@ -87,6 +90,7 @@ class ParallelModel:
         layout: how the model is shared.
         mesh: the ranks, from the same layout.
         numbers: dtypes.
+        choice: which forms compute operations that have several.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class ParallelModel:
         layout: ResolvedLayout,
         mesh: RankMesh,
         numbers: Numbers,
+        choice: Choice | None = None,
     ) -> None:
         with torch.device("meta"):
             whole = build(None)
@@ -105,7 +110,8 @@ class ParallelModel:
         self.split = TensorSplit(mesh.tensor, layout.sequence_parallel)
         self._global_shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
         self.stages = {
-            number: _build_stage(number, part, layout, mesh, self.split, numbers) for number, part in parts.items()
+            number: _build_stage(number, part, layout, mesh, self.split, numbers, choice or Choice())
+            for number, part in parts.items()
         }
         self._parameters, self._copies = self._gather_parameters()
         self._shared = _shared_groups(plan, self.spec, mesh)
@@ -202,8 +208,11 @@ def _build_stage(
     mesh: RankMesh,
     split: TensorSplit,
     numbers: Numbers,
+    choice: Choice,
 ) -> Stage:
     module = part.to(numbers.master)
+    module.choose(choice)
+    module.mixer = SdpaMixer(choice, drops=module.spec.attention_dropout > 0.0)
     if mesh.tensor.size > 1:
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:
@@ -211,6 +220,8 @@ def _build_stage(
     apply_recompute(module, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(module)
+    if layout.offload_activations:
+        offload_activations(module)
     is_alone = mesh.replicate.size == mesh.shard.size == 1
     data_parallel = None
     on_host = layout.offload == "parameters"

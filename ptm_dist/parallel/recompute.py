@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ptm_dist.models.attention import Mixer
+from ptm_dist.models.draws import LayerDraws
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.transformer import Block
 from ptm_dist.recipe.schema import Recompute
@@ -77,10 +78,10 @@ class _InTurn:
         self._forwards = forwards
         self._turn = 0
 
-    def __call__(self, hidden: Tensor, mixer: Mixer, visible: Any) -> Tensor:
+    def __call__(self, hidden: Tensor, mixer: Mixer, visible: Any, draws: LayerDraws | None = None) -> Tensor:
         forward = self._forwards[self._turn]
         self._turn = (self._turn + 1) % len(self._forwards)
-        return forward(hidden, mixer, visible)
+        return forward(hidden, mixer, visible, draws)
 
 
 @cache

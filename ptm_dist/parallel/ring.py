@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ptm_dist.kernels.attention import AttentionDrop
 from ptm_dist.models.attention import Sight, Window
 from ptm_dist.parallel.attention_kernels import wide
 from ptm_dist.parallel.chunk_attention import Merge, attend, attend_backward
@@ -59,7 +60,9 @@ class RingMixer:
             todo = [[Tile(tile.queries, tile.keys, cache(tile.seen)) for tile in group] for group in todo]
         return Round(todo, lengths)
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Round) -> Tensor:
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Round, drop: AttentionDrop | None = None
+    ) -> Tensor:
         """``[batch, heads, n, head_size]`` of this rank's positions, three times, to the same shape; collective."""
         mixed: Tensor = _Ring.apply(query, key, value, visible, self._ranks)
         return mixed

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
+from ptm_dist.models.transformer import Linear
 from ptm_dist.parallel.collectives import gather_positions, leave
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.overlap import column_linear, column_linear_of_split
@@ -107,7 +108,7 @@ class TensorSplit:
         return nn.Parameter(parameter.detach().narrow(dimension, begin, end - begin).clone())
 
 
-class ColumnParallelLinear(nn.Linear):
+class ColumnParallelLinear(Linear):
     """A share of the outputs: ``[batch, seq, in]`` to ``[batch, seq, out_local]``."""
 
     def __init__(self, linear: nn.Linear, split: TensorSplit, unit: int = 1) -> None:
@@ -116,12 +117,13 @@ class ColumnParallelLinear(nn.Linear):
         self.weight = split.cut(linear.weight, 0, unit)
         self.bias = None if linear.bias is None else split.cut(linear.bias, 0, unit)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, *, with_bias: bool = True) -> Tensor:
         """Whole or split positions in, all positions of this rank's outputs out."""
         ranks, positions = self.split.ranks, self.split.sequence.positions
+        bias = self.bias if with_bias else None
         if self.split.sequence_parallel:
-            return column_linear_of_split(hidden, self.weight, self.bias, ranks, positions)
-        return column_linear(hidden, self.weight, self.bias, ranks)
+            return column_linear_of_split(hidden, self.weight, bias, ranks, positions)
+        return column_linear(hidden, self.weight, bias, ranks)
 
 
 class RowParallelLinear(nn.Linear):
@@ -183,6 +185,7 @@ def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
     """
     head_size = model.spec.block.head_size
     for block in model.blocks():
+        block.attention.first_head = split.range(model.spec.block.num_heads)[0]
         block.attention.qkv = ColumnParallelLinear(block.attention.qkv, split, 3 * head_size)
         block.attention.output = RowParallelLinear(block.attention.output, split, head_size)
         block.ffn.up = ColumnParallelLinear(block.ffn.up, split)
@@ -192,6 +195,12 @@ def apply_tensor_parallel(model: LanguageModel, split: TensorSplit) -> None:
     model.tie()
     if split.sequence_parallel:
         model.register_forward_pre_hook(partial(_note_positions, split.sequence), with_kwargs=True)
+        model.stream_positions = partial(_own_positions, split)
+
+
+def _own_positions(split: TensorSplit, positions: Tensor) -> Tensor:
+    begin, end = split.range(len(positions))
+    return positions[begin:end]
 
 
 def _note_positions(sequence: Sequence, model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ptm_dist.models.attention import SdpaMixer, Sight, Window
+from ptm_dist.kernels.attention import AttentionDrop
+from ptm_dist.models.attention import SdpaMixer, Sight, Visible, Window
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.zigzag import chunk_ranges
 
@@ -26,7 +27,7 @@ class Whole:
     """
 
     chunks: list[tuple[int, int]]
-    visible: tuple[Tensor | None, bool]
+    visible: Visible
 
     @property
     def lengths(self) -> list[int]:
@@ -67,7 +68,9 @@ class UlyssesMixer:
         whole = Window.whole(window.length, window.positions.device)
         return Whole([(len(front), len(back)) for front, back in chunks], self._sdpa.prepare(sight, whole))
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Whole) -> Tensor:
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Whole, drop: AttentionDrop | None = None
+    ) -> Tensor:
         """``[batch, heads, n, head_size]`` of this rank's positions, three times, to the same shape; collective."""
         size, rank = self._ranks.size, self._ranks.rank
         batch, all_heads, positions, head_size = query.shape

@@ -87,6 +87,11 @@ def _engine_problems(recipe: Recipe) -> Iterator[str]:
             "training.precision=fp16 needs a loss scale, which engine=native does not have; use "
             "training.precision=bf16, or engine=deepspeed"
         )
+    if recipe.engine == "megatron" and (recipe.model.dropout or recipe.model.attention_dropout):
+        yield (
+            "model.dropout with engine=megatron would be drawn by Megatron-Core, otherwise at each layout; use "
+            "engine=native or engine=deepspeed, or model.dropout=0"
+        )
     if recipe.engine == "deepspeed":
         return
     for key, field in type(recipe.deepspeed).model_fields.items():

@@ -10,21 +10,28 @@ from ptm_dist.models import model_spec
 from ptm_dist.recipe.schema import Recipe
 
 Values = dict[str, Any]
+_NEVER = object()
 
-_INITIALISATION = {"initializer_std", "position_initializer_std"}
+_NOT_ARCHITECTURE = {"initializer_std", "position_initializer_std", "dropout", "attention_dropout"}
+_CAME_LATER = {"model": {"dropout": 0.0, "attention_dropout": 0.0}}
+"""Keys that did not exist at first, with the value that recipes without them have: it leaves no trace in a hash, so
+that runs go on which began before."""
 
 
 def fingerprint(recipe: Recipe) -> str:
     """Sha256 (hex) of what the recipe learns: the same wherever, under whatever name it is computed."""
-    return _digest(_learnt(recipe))
+    learnt = _learnt(recipe)
+    for section, keys in _CAME_LATER.items():
+        learnt[section] = {key: value for key, value in learnt[section].items() if keys.get(key, _NEVER) != value}
+    return _digest(learnt)
 
 
 def model_fingerprint(recipe: Recipe) -> str:
     """Sha256 (hex) of the architecture: equal if weights of one recipe fit, and mean the same in, the other.
 
-    How weights were initialised is left out: it no longer matters once there are weights.
+    How weights were initialised is left out, as it no longer matters once there are weights, and what training drops.
     """
-    return _digest({key: value for key, value in _learnt(recipe)["model"].items() if key not in _INITIALISATION})
+    return _digest({key: value for key, value in _learnt(recipe)["model"].items() if key not in _NOT_ARCHITECTURE})
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:
@@ -76,6 +83,7 @@ def _filled_in(recipe: Recipe) -> Values:
         "layer_norm_eps": spec.block.layer_norm_eps,
         "activation": spec.block.activation.value,
         "position_initializer_std": spec.initial.position_std,
+        "attention_dropout": spec.attention_dropout,
     }
 
 

@@ -39,6 +39,7 @@ class ResolvedLayout:
         recompute: activation checkpointing.
         recompute_every: of every n-th layer only.
         offload: what lies in host memory between its uses.
+        offload_activations: what blocks store for the backward pass lies there too.
         compile: torch.compile of every block.
     """
 
@@ -60,6 +61,7 @@ class ResolvedLayout:
     recompute: Recompute
     recompute_every: int
     offload: Literal["none", "optimizer", "parameters"]
+    offload_activations: bool
     compile: bool
 
     @property
@@ -134,6 +136,7 @@ def resolve_layout(layout: LayoutSection, world_size: int) -> ResolvedLayout:
         recompute=layout.recompute,
         recompute_every=layout.recompute_every,
         offload=layout.offload,
+        offload_activations=layout.offload_activations,
         compile=layout.compile,
     )
 

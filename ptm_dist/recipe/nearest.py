@@ -20,7 +20,7 @@ logarithms of ratios); and what decides between equals: which sizes have changed
 
 _SIZES = ("data_parallel", "context_parallel", "pipeline_parallel", "tensor_parallel")
 _BELONG_TOGETHER = (
-    ("zero_stage", "data_parallel_replicate", "offload", "compile"),
+    ("zero_stage", "data_parallel_replicate", "offload", "offload_activations", "compile"),
     (
         "pipeline_schedule",
         "pipeline_stages_per_rank",

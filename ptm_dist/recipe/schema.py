@@ -353,6 +353,8 @@ class LayoutSection(Section):
     """Recompute every n-th layer only."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lies in host memory between its uses: optimizer state, or parameters and gradients as well."""
+    offload_activations: bool = False
+    """What blocks store for the backward pass lies in host memory until then; on a CPU it stays where it is."""
     compile: bool = False
     """torch.compile of every block."""
 
@@ -460,6 +462,14 @@ class LoggingSection(Section):
     """Steps between metric rows."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    profile: bool = False
+    """Record a few steps with torch.profiler: a trace and a table of operations in the run directory's profile/."""
+    profile_start: PositiveInt = 5
+    """Steps that a process makes before the ones it records."""
+    profile_steps: PositiveInt = 3
+    """Steps to record."""
+    profile_ranks: tuple[NonNegativeInt, ...] = (0,)
+    """Ranks that record; stages of a pipeline do different things."""
 
 
 class LaunchSection(Section):

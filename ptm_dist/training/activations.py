@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ptm_dist.models import model_spec
+from ptm_dist.models.banded import pays
 from ptm_dist.models.model import Part
 from ptm_dist.models.spec import ModelSpec, NormPosition
 from ptm_dist.parallel.zigzag import chunk_ranges
@@ -47,16 +48,17 @@ class ForwardPass:
     part: Part | None = None
 
     def activations(self) -> int:
-        """Bytes stored, logits apart, and what one recomputed layer stores while it runs again."""
+        """Bytes stored, logits apart, and what the layers at work need beside."""
         return self.stored() + self.at_work()
 
     def stored(self) -> int:
-        """Bytes kept from the forward pass to the backward pass, logits apart.
+        """Bytes kept on the device from the forward pass to the backward pass, logits apart.
 
         Full recomputation keeps the input of a layer, and the masks of attention as truth values; selective
         recomputation also what matrices and attention give.
         """
         masks = [0, *(self._attention_mask(layer) for layer in self._layers)]
+        copies = sum(self._copies(layer) for layer in self._layers if not self._runs_again(layer))
         outside = (self._embeddings() if self._is_first else 0) + (self._heads() if self._is_last else 0)
         again = sum(self._runs_again(layer) for layer in self._layers)
         numbers = (
@@ -68,12 +70,18 @@ class ForwardPass:
         kept = self._stream(self._hidden)
         if self.layout.recompute is Recompute.SELECTIVE:
             kept += self._products()
-        return outside + (len(self._layers) - again) * self._block() + again * kept + numbers
+        blocks = (len(self._layers) - again) * self._block()
+        return outside + blocks + again * kept + numbers + copies - self.on_host()
+
+    def on_host(self) -> int:
+        """Bytes kept in host memory from the forward pass to the backward pass."""
+        return sum(map(self._leaves, self._layers))
 
     def at_work(self) -> int:
-        """Bytes that one recomputed layer stores beside its input."""
-        masks = [self._attention_mask(layer) for layer in self._layers if self._runs_again(layer)]
-        return self._block() - self._stream(self._hidden) + max(masks) if masks else 0
+        """Bytes that one recomputed layer stores beside its input, and those of two layers to or from the host."""
+        own = [self._attention_mask(layer) + self._copies(layer) for layer in self._layers if self._runs_again(layer)]
+        again = self._block() - self._stream(self._hidden) + max(own) if own else 0
+        return again + max(sum(map(self._leaves, self._layers[n : n + 2])) for n in range(len(self._layers)))
 
     def probabilities(self) -> int:
         """Of the logits, the bytes that are kept until the backward pass."""
@@ -121,6 +129,14 @@ class ForwardPass:
 
     def _runs_again(self, layer: int) -> bool:
         return self.layout.recompute is not Recompute.NONE and layer % self.layout.recompute_every == 0
+
+    def _leaves(self, layer: int) -> int:
+        """Bytes of a layer that go to the host: what selective recomputation keeps beside the input does not."""
+        if not self.layout.offload_activations:
+            return 0
+        if self._runs_again(layer):
+            return self._stream(self._hidden)
+        return self._block() + self._attention_mask(layer) + self._copies(layer)
 
     @cached_property
     def _here(self) -> int:
@@ -190,7 +206,31 @@ class ForwardPass:
             return self.samples * length * self._compute
         if self.recipe.objective.document_attention:
             return self.samples * rows * length * self._compute
+        if self._is_in_blocks(layer):
+            band = self._spec.band_of(layer)
+            rest = length % band
+            return (2 * band * band + rest * (band + rest if rest else 0)) * self._compute
         return rows * length * self._compute if self._spec.band_of(layer) else 0
+
+    def _is_in_blocks(self, layer: int) -> bool:
+        """Whether attention of a layer is computed in blocks of its band (:mod:`ptm_dist.models.banded`)."""
+        is_ring = self.layout.context_parallel > 1 and self.layout.context_method == "ring"
+        is_plain = not (is_ring or self.recipe.objective.document_attention or self._spec.attention_dropout)
+        return is_plain and pays(self.sequence_length, self._spec.band_of(layer))
+
+    def _copies(self, layer: int) -> int:
+        """What blocks of a band store beyond a whole row: keys and values of two blocks each, and their results apart.
+
+        Per position of a row 4h/t without blocks; 4h/t in the first block and 6h/t in the others but for an incomplete
+        last one, which has 2h/t of the block before it; and h/t of all of them put together.
+        """
+        if not self._is_in_blocks(layer):
+            return 0
+        length, band = self.sequence_length, self._spec.band_of(layer)
+        whole, rest = divmod(length, band)
+        vectors = 4 * band + 6 * (whole - 1) * band + (4 * rest + 2 * band if rest else 0) + length
+        heads = -(-self._spec.block.num_heads // self.layout.tensor_parallel)
+        return self.samples * (vectors - 4 * length) * heads * self._spec.block.head_size * self._compute
 
     def _embeddings(self) -> int:
         """Ids of tokens, positions and segments; a norm, and the input of the matrix that widens what it gives."""

@@ -113,6 +113,7 @@ class _Rank:
             host += weights + self._local * self._master
             weights, gradients = 0, self._gradients_at_work()
         passes = self._passes.values()
+        host += self._in_flight({n: p.on_host() for n, p in self._passes.items()})
         return MemoryEstimate(
             weights=weights,
             whole_weights=self._whole_weights() if self._uses_fsdp else 0,

@@ -41,6 +41,7 @@ from ptm_dist.training.link import Link, NoLink, Phase
 from ptm_dist.training.machine import Machine, machine_of
 from ptm_dist.training.metrics import read_rows
 from ptm_dist.training.processes import choose_device, make_deterministic, process_group
+from ptm_dist.training.profiling import Profiling
 from ptm_dist.training.quarantine import Quarantine
 from ptm_dist.training.resume import resume
 from ptm_dist.training.rollback import decide, enforce
@@ -228,7 +229,8 @@ def _train(
     checkpointing = Checkpointing(life.store, saves, snapshots, control, describe, rows, validation, journal)
     stop_at_step = StopAtStep(recipe.launch.stop_at_step) if recipe.launch.stop_at_step else None
     stop_on_signal, first_step = StopOnSignal(flag, control, journal), FirstStep(journal)
-    callbacks = (stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
+    profiling = _profiling(life)
+    callbacks = (profiling, stop_on_signal, stop_at_step, first_step, rows, validation, checkpointing)
     present = [callback for callback in callbacks if callback is not None]
     trainer = Trainer(engine, recipe, progress, present, life.link, health)
     try:
@@ -243,6 +245,8 @@ def _train(
         checkpointing.settle(recipe.checkpoint)  # all ranks are here, and it may be the one to go on from
         raise
     finally:
+        if profiling is not None:
+            profiling.close()
         checkpointing.close()
         journal.close()
         engine.close()
@@ -275,6 +279,13 @@ def _background(life: _Life) -> BackgroundSaves | None:
         life.journal.say("the state lies on a disk, and not in memory a second time: steps wait for each checkpoint")
         return None
     return BackgroundSaves(life.store, life.control, life.device)
+
+
+def _profiling(life: _Life) -> Profiling | None:
+    section = life.recipe.logging
+    if not section.profile:
+        return None
+    return Profiling(section, life.directory.profile, life.control, life.device, life.journal)
 
 
 def _announce(life: _Life, machine: Machine, progress: Progress) -> None:

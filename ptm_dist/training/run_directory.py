@@ -26,6 +26,7 @@ EVENTS_FILE = "events.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LOGS = "logs"
+PROFILE = "profile"
 LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.2
 
@@ -45,6 +46,7 @@ class RunDirectory:
         self.checkpoints = path / CHECKPOINTS
         self.tensorboard = path / TENSORBOARD
         self.logs = path / LOGS
+        self.profile = path / PROFILE
 
     def prepare(self, recipe: Recipe) -> None:
         """Create what is missing; give the directory its recipe if it has none.

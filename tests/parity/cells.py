@@ -25,6 +25,7 @@ from data_pipeline.ramp import slice_of
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models import build_model
+from ptm_dist.models.draws import Draws, dropout_keys
 from ptm_dist.parallel.shards import LocalShard
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.schema import Recipe
@@ -51,6 +52,8 @@ class Problem:
     """None: 2, in ALBERT 4."""
     layer_groups: int | None = None
     """With num_layers, distinct blocks; None: the family's own."""
+    dropout: float = 0.0
+    """Of hidden states and attention probabilities, in training."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +66,7 @@ class Problem:
     @property
     def model(self) -> dict[str, Any]:
         """The model section; ALBERT's four layers share two blocks behind narrow embeddings."""
-        own = {"albert": {"num_layers": 4, "layer_groups": 2, "embedding_size": 20}, "gpt3": {"attention_band": 3}}
+        own = {"albert": {"num_layers": 4, "layer_groups": 2, "embedding_size": 20}, "gpt3": {"attention_band": 2}}
         return {
             "family": self.family,
             "vocab_size": self.vocab_size,
@@ -73,6 +76,7 @@ class Problem:
             "num_heads": NUM_HEADS,
             "ffn_hidden_size": 50,
             "tie_embeddings": self.tied,
+            "dropout": self.dropout,
             **own.get(self.family, {}),
             **({"num_layers": self.num_layers, "layer_groups": self.layer_groups} if self.num_layers else {}),
         }
@@ -189,7 +193,7 @@ def reference_trace(problem: Problem) -> Trace:
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, foreach=False)
     trace = Trace()
     for step in range(problem.steps):
-        loss = plain_loss(model, global_batch(problem, step))
+        loss = plain_loss(model, global_batch(problem, step), _draws(problem, recipe, step))
         loss.backward()
         if step == 0:
             trace.gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -203,7 +207,15 @@ def reference_trace(problem: Problem) -> Trace:
     return trace
 
 
-def plain_loss(model: nn.Module, batch: StepBatch) -> Tensor:
+def _draws(problem: Problem, recipe: Recipe, step: int) -> Draws | None:
+    """Masks of a whole batch at once: those of Philox's published words, which test_dropout.py compares."""
+    if not problem.dropout:
+        return None
+    keys = dropout_keys(recipe.training.seed, step, recipe.model.num_layers)
+    return Draws(keys, torch.arange(problem.global_batch))
+
+
+def plain_loss(model: nn.Module, batch: StepBatch, draws: Draws | None = None) -> Tensor:
     """Mean over tokens plus mean over pairs, logits computed at every position."""
     valid = torch.arange(SEQUENCE) < batch.lengths[:, None]
     segments = batch.segments if model.spec.embedding.segments > 1 else None
@@ -212,7 +224,7 @@ def plain_loss(model: nn.Module, batch: StepBatch) -> Tensor:
             [logits_of_documents(model, *row) for row in zip(batch.inputs, batch.documents, strict=True)]
         )
         return F.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORE_INDEX)
-    output = model(batch.inputs, segments, valid)
+    output = model(batch.inputs, segments, valid, draws=draws)
     loss = F.cross_entropy(output.tokens.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
     return loss if output.pairs is None else loss + F.cross_entropy(output.pairs, batch.pair_labels)
 

@@ -55,6 +55,7 @@ ALONE = [
     Setting("one process, recompute every 2nd", 1, {"recompute": "full", "recompute_every": 2}, 3),
     Setting("one process, recompute selective", 1, {"recompute": "selective"}, 3),
     Setting("one process, parameters on the host", 1, {"offload": "parameters"}, 3),
+    Setting("one process, activations on the host", 1, {"offload_activations": True}, 3),
 ]
 DATA = [
     Setting("DP 2", 2, {}, 3),
@@ -65,6 +66,7 @@ DATA = [
     Setting("ZeRO-3 x2, recompute selective", 2, _zero(3, recompute="selective"), 3),
     Setting("DP 2, optimizer on the host", 2, {"offload": "optimizer"}, 3),
     Setting("ZeRO-3 x2, parameters on the host", 2, _zero(3, offload="parameters"), 3),
+    Setting("ZeRO-3 x2, activations on the host", 2, _zero(3, offload_activations=True), 3),
     Setting("DP 3", 3, {}, 3),
     Setting("ZeRO-1 x3", 3, _zero(1), 1),
     Setting("ZeRO-3 x3", 3, _zero(3), 3),
@@ -116,6 +118,9 @@ PIPELINE = [
     Setting("PP 2 1f1b, DP 2", 4, _pipeline(2), 3),
     *(Setting(f"PP 2 1f1b, ZeRO-{stage} x2", 4, _pipeline(2, zero_stage=stage), 3) for stage in (1, 2, 3)),
     *(Setting(f"PP 2 {schedule}, ZeRO-3 x2", 4, _pipeline(2, schedule, zero_stage=3), 3) for schedule in _SPLITTING),
+    Setting(
+        "PP 2 zbv_zero_bubble, activations on the host", 2, _pipeline(2, "zbv_zero_bubble", offload_activations=True), 4
+    ),
     Setting("PP 2 zbv_zero_bubble, ZeRO-2 x2", 4, _pipeline(2, "zbv_zero_bubble", zero_stage=2), 3),
     Setting("PP 2 1f1b, TP 2 + SP", 4, _pipeline(2, tensor_parallel=2, sequence_parallel=True), 4),
     Setting("PP 2 1f1b, ZeRO-2 x2, parameters on the host", 4, _pipeline(2, zero_stage=2, offload="parameters"), 3),

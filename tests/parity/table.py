@@ -37,6 +37,9 @@ FAMILIES = {
     "bert (MLM + NSP)": Problem("bert", **HARD),
     "albert (one block)": Problem("albert", **HARD),
 }
+DROPPING = {f"{name}, dropout 0.1": replace(problem, dropout=0.1) for name, problem in FAMILIES.items()}
+DROPPING_STEP = 3
+"""Runs with dropout are measured at every third setting."""
 OTHER_FAMILIES = {
     "gpt1": Problem("gpt1", **HARD),
     "gpt2, untied": Problem("gpt2", tied=False, **{**HARD, "vocab_size": 96}),
@@ -137,12 +140,14 @@ def _measure_together(
     ]
 
 
-def page(measured: list[Measured], others: list[Measured]) -> str:
+def page(measured: list[Measured], dropping: list[Measured], others: list[Measured]) -> str:
     """The Markdown of docs/layouts.md."""
     template = Path(__file__).with_name("layouts.template.md").read_text()
-    failed = [row for row in (*measured, *others) if not row.passes]
-    verdict = f"{len(measured) + len(others)} cells, {len(failed)} failed"
-    template = template.replace("@TABLE@", _table(measured)).replace("@FAMILIES@", _family_table(others))
+    every = [*measured, *dropping, *others]
+    verdict = f"{len(every)} cells, {sum(not row.passes for row in every)} failed"
+    tables = {"@TABLE@": _table(measured), "@DROPOUT@": _table(dropping), "@FAMILIES@": _family_table(others)}
+    for place, table in tables.items():
+        template = template.replace(place, table)
     return template.replace("@TORCH@", torch.__version__).replace("@VERDICT@", verdict)
 
 
@@ -180,5 +185,6 @@ if __name__ == "__main__":
     notebook = Notebook(Path(f"runs/parity/{sources()}.pt"))
     with Progress() as progress:
         own = measure(FAMILIES, EVERY, progress=progress, notebook=notebook)
+        dropping = measure(DROPPING, DOUBLE[1::DROPPING_STEP], progress=progress, notebook=notebook)
         others = measure(OTHER_FAMILIES, DOUBLE[::OTHER_STEP], progress=progress, notebook=notebook)
-    Path("docs/layouts.md").write_text(page(own, others))
+    Path("docs/layouts.md").write_text(page(own, dropping, others))

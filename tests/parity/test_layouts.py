@@ -6,7 +6,7 @@ import pytest
 
 from tests.parity.cells import Problem
 from tests.parity.layouts import DOUBLE, EIGHT, EVERY, NUMBERS, Setting
-from tests.parity.table import FAMILIES, FP64_TOLERANCE, OTHER_FAMILIES, measure
+from tests.parity.table import DROPPING, FAMILIES, FP64_TOLERANCE, OTHER_FAMILIES, measure
 
 WORLDS = (1, 2, 3, 4)
 
@@ -30,6 +30,12 @@ def test_encoders_equal_plain_training_on_every_other_layout(world_size, family)
     settings = [setting for setting in DOUBLE if setting.world_size == world_size]
     half = settings[list(FAMILIES).index(family) % 2 :: 2]
     check(measure({family: FAMILIES[family]}, half))
+
+
+@pytest.mark.parametrize("family", DROPPING)
+def test_training_with_dropout_is_the_same_on_every_layout(family):
+    settings = [setting for setting in DOUBLE if setting.world_size <= 4]
+    check(measure({family: DROPPING[family]}, settings[list(DROPPING).index(family) + 1 :: 7]))
 
 
 @pytest.mark.parametrize("family", OTHER_FAMILIES)

@@ -37,6 +37,7 @@ PARITY |= {
     "everything on the host": Case(SHORT, {"zero_stage": 3, "offload": "parameters"}, 3),
     "recompute": Case(SHORT, {"zero_stage": 3, "recompute": "full", "recompute_every": 2}),
     "selective recompute": Case(SHORT, {"zero_stage": 2, "recompute": "selective"}),
+    "dropout": Case(replace(SHORT, dropout=0.1), {"zero_stage": 3, "recompute": "full"}, 3),
 }
 LOW = {
     f"{precision} ZeRO-{stage}": Case(problem, {"zero_stage": stage}, 3)

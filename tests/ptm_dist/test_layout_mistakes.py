@@ -172,6 +172,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2),
     "offload": ("none", "optimizer", "parameters"),
+    "offload_activations": (False, True),
     "compile": (False, True),
 }
 SIZES = ("tensor_parallel", "pipeline_parallel", "context_parallel")

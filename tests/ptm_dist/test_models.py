@@ -9,6 +9,7 @@ from torch import nn
 
 from ptm_dist.models import build_model
 from ptm_dist.models.attention import SdpaMixer, Sight, Window
+from ptm_dist.models.banded import banded_attention, block_mask
 from ptm_dist.models.spec import Activation, BlockSpec, NormPosition
 from ptm_dist.models.transformer import Block
 from ptm_dist.recipe.schema import ModelSection
@@ -150,3 +151,23 @@ def test_poisoning_one_document_moves_no_logit_of_its_neighbours():
     # Without documents the last one sees the poison, so that the test can fail.
     with torch.no_grad():
         assert not torch.equal(model(ids).tokens[0, 13:], model(poisoned).tokens[0, 13:])
+
+
+@pytest.mark.parametrize("length", [12, 13, 15, 17, 40])
+@pytest.mark.parametrize("heads", [0, 3])
+def test_a_band_in_blocks_is_attention_with_a_mask(length, heads):
+    band, rows = 4, torch.arange(length)
+    back = rows[:, None] - rows
+    mask = (back >= 0) & (back < band)
+    tensors = torch.randn(3, 2, heads, length, 8, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, heads, length, 8, dtype=torch.float64)
+    results = []
+    for out in (
+        banded_attention(*tensors.unbind(), block_mask(band, rows.device)),
+        F.scaled_dot_product_attention(*tensors.unbind(), attn_mask=mask),
+    ):
+        (gradient,) = torch.autograd.grad(out, tensors, upstream)
+        results.append((out, gradient))
+    for ours, reference in zip(*results, strict=True):
+        # Sums in another order.
+        assert torch.allclose(ours, reference, rtol=0.0, atol=1e-14)

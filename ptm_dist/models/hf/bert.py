@@ -54,8 +54,8 @@ def write_encoder(section: ModelSection, spec: ModelSpec, special_ids: Mapping[s
         "layer_norm_eps": spec.block.layer_norm_eps,
         "initializer_range": section.initializer_std,
         "pad_token_id": token_id(special_ids, "pad"),
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": spec.dropout,
+        "attention_probs_dropout_prob": spec.attention_dropout,
     }
 
 

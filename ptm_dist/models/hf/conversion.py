@@ -90,7 +90,7 @@ def from_hf(tensors: Mapping[str, Tensor], section: ModelSection) -> dict[str, T
 def hf_config(section: ModelSection, special_ids: Mapping[str, int]) -> dict[str, Any]:
     """The ``config.json`` of a model.
 
-    Dropout is 0: none was used in training, so that is what the weights are made for.
+    Dropout is what was used in training.
 
     Args:
         section: the model.

@@ -38,9 +38,9 @@ def _shape(section: ModelSection, spec: ModelSpec, special_ids: Mapping[str, int
         "bos_token_id": end,
         "eos_token_id": end,
         "pad_token_id": token_id(special_ids, "pad"),
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        "resid_pdrop": spec.dropout,
+        "embd_pdrop": spec.dropout,
+        "attn_pdrop": spec.attention_dropout,
     }
 
 
