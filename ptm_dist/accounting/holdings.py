@@ -63,6 +63,12 @@ class StageHoldings:
         """Of all groups."""
         return {name: shape for group in self.groups for name, shape in group.items()}
 
+    def in_order(self) -> Shapes:
+        """Of all groups, as the module names them: embeddings, layers, heads; a tied head without embeddings last."""
+        order = {"embeddings": 0 if self.part.first == 0 else 2, "layers": 1}
+        shapes = self.shapes()
+        return {name: shapes[name] for name in sorted(shapes, key=lambda name: order.get(name.split(".")[0], 2))}
+
     def sizes(self) -> list[int]:
         """Elements of each group."""
         return [sum(math.prod(shape) for shape in group.values()) for group in self.groups]

@@ -74,11 +74,13 @@ def watch_step(engine: NativeEngine, mode: FakeTensorMode | None = None, *, step
     """
     with unset_fake_temporarily():
         batch = full_batch(engine.recipe, engine.dp_rank, engine.dp_size)
+    stages = engine.model.stages.values()
     resident = [
-        *(parameter for stage in engine.model.stages.values() for parameter in stage.module.parameters()),
+        *(weight for stage in stages for weight in stage.updated_parameters().values()),
         *(tensor for slot in engine.optimizer.slots().values() for tensor in slot.values()),
     ]
-    return observe(lambda: engine.compute(batch, 0.0), resident, mode, steps=steps)
+    computing = [parameter for stage in stages for parameter in stage.module.parameters()]
+    return observe(lambda: engine.compute(batch, 0.0), resident, mode, beside=computing, steps=steps)
 
 
 def full_batch(recipe: Recipe, dp_rank: int, dp_size: int) -> StepBatch:

@@ -174,7 +174,12 @@ class Observed:
 
 
 def observe(
-    step: Callable[[], object], resident: Iterable[Tensor], mode: FakeTensorMode | None = None, *, steps: int = 1
+    step: Callable[[], object],
+    resident: Iterable[Tensor],
+    mode: FakeTensorMode | None = None,
+    *,
+    beside: Iterable[Tensor] = (),
+    steps: int = 1,
 ) -> Observed:
     """Watch a step, after another one that makes what later steps find, such as buffers.
 
@@ -182,17 +187,19 @@ def observe(
         step: what is watched.
         resident: tensors that exist already.
         mode: of fake tensors, where they are.
+        beside: other tensors that exist already; those of `resident` may be among them.
         steps: watch several and take the least peak: a thread of a real process group may hold a tensor a moment
             longer than the step does.
     """
     memory = MemoryWatch(mode)
     memory.add(resident)
     before = memory.live
+    memory.add(beside)
     with memory:
         step()
     watched = []
     for _ in range(steps):
-        memory.peak, traffic = before, TrafficWatch()
+        memory.peak, traffic = memory.live, TrafficWatch()
         with traffic, memory:
             step()
         watched.append(Observed(before, memory.peak, traffic.traffic))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ptm_dist.accounting.holdings import Shapes, StageHoldings, padded, zero_ranks
 from ptm_dist.accounting.watch import Collective, Traffic
 from ptm_dist.parallel.actions import Kind
+from ptm_dist.parallel.replicas import bucket_counts
 from ptm_dist.parallel.schedules import Schedule
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Precision
@@ -35,10 +37,21 @@ class ZeroTraffic:
         total = Traffic()
         shards, copies = zero_ranks(self.layout)
         for stage in stages:
+            if shards == 1 and self.layout.offload != "parameters":
+                self._include_buckets(total, stage, copies)
+                continue
             gathers, reductions = self._walk(stage)
             for group in stage.groups:
                 self._include(total, group, gathers if shards > 1 else 0, reductions if shards > 1 else 0, copies)
         return total
+
+    def _include_buckets(self, total: Traffic, stage: StageHoldings, copies: int) -> None:
+        """Whole state on every rank: gradients are summed in buckets, the module's last ones first."""
+        master = MASTER_BYTES[self.precision]
+        sizes = [math.prod(shape) * master for shape in reversed(stage.in_order().values())]
+        for count in bucket_counts(sizes):
+            total.add(Collective.ALL_REDUCE, sum(sizes[:count]), int(copies > 1))
+            sizes = sizes[count:]
 
     def _include(self, total: Traffic, group: Shapes, gathers: int, reductions: int, copies: int) -> None:
         shards, _ = zero_ranks(self.layout)

@@ -59,7 +59,7 @@ class NativeEngine:
 
     def __init__(self, recipe: Recipe, layout: ResolvedLayout, device: torch.device) -> None:
         numbers = _NUMBERS[recipe.training.precision]
-        if numbers.compute is not None or layout.offload == "parameters":
+        if layout.offload == "parameters":
             ensure_process_group(device)
         self.recipe = recipe
         self.layout = layout

@@ -1,7 +1,7 @@
-"""Data parallelism: state replicated or sharded between ranks that read different samples (ZeRO, arXiv 1910.02054).
+"""Data parallelism: state sharded between ranks that read different samples (ZeRO, arXiv 1910.02054).
 
 Every stage is FSDP2 with another answer to two questions: when are whole parameters given up, and when are
-gradients reduced. Stage 0 shards over one rank and reduces over all (DDP).
+gradients reduced. Where nothing is sharded, replicas.py takes its place.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ class DataParallel:
         self.root.set_requires_gradient_sync(last or self.zero_stage >= 2)
         self.root.set_requires_all_reduce(last)
         self.root.set_reshard_after_backward(last or self.zero_stage == 3)
+
+    def end_backward(self) -> None:
+        """FSDP's own hooks do this."""
 
     def hold_weights(self) -> None:
         """Before either half of a backward pass: make parameters whole and keep them so, reduce nothing."""

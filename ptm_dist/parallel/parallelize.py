@@ -21,6 +21,7 @@ from ptm_dist.parallel.context import context_mixer
 from ptm_dist.parallel.data import DataParallel
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
 from ptm_dist.parallel.recompute import apply_recompute, compile_blocks
+from ptm_dist.parallel.replicas import Replicas
 from ptm_dist.parallel.schedules import schedule_of
 from ptm_dist.parallel.shards import LocalShard, chunk_range
 from ptm_dist.parallel.stage import Stage
@@ -121,6 +122,8 @@ class ParallelModel:
         for stage in self.stages.values():
             stage.module.to_empty(device=device)
             stage.module.tie()
+            if isinstance(stage.data_parallel, Replicas):
+                stage.data_parallel.materialized()
         self._parameters, self._copies = self._gather_parameters()
 
     @property
@@ -138,6 +141,9 @@ class ParallelModel:
             for name, copies in self._copies.items():
                 for copy in copies:
                     _local(copy.detach()).copy_(_local(self._parameters[name].detach()))
+        for stage in self.stages.values():
+            if isinstance(stage.data_parallel, Replicas):
+                stage.data_parallel.refresh()
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of :meth:`shards`, summed over all ranks that share a box."""
@@ -185,7 +191,7 @@ class ParallelModel:
         copies: dict[str, list[nn.Parameter]] = {}
         for stage in self.stages.values():
             canonical = stage.module.parameter_names()
-            for name, parameter in stage.module.named_parameters():
+            for name, parameter in stage.updated_parameters().items():
                 if canonical[name] in first:
                     copies.setdefault(canonical[name], []).append(parameter)
                 else:
@@ -222,14 +228,21 @@ def _build_stage(
         compile_blocks(module)
     if layout.offload_activations:
         offload_activations(module)
-    is_alone = mesh.replicate.size == mesh.shard.size == 1
-    data_parallel = None
-    on_host = layout.offload == "parameters"
-    if not is_alone or numbers.compute is not None or on_host:
-        data_parallel = DataParallel(module, mesh, layout.zero_stage, numbers.compute, on_host=on_host)
     each_once = len(module.layers) == module.part.end - module.part.first
     splits = each_once and layout.recompute is Recompute.NONE and not layout.compile
-    return Stage(number, module, data_parallel, splits)
+    return Stage(number, module, _share_state(module, layout, mesh, numbers), splits)
+
+
+def _share_state(
+    module: LanguageModel, layout: ResolvedLayout, mesh: RankMesh, numbers: Numbers
+) -> DataParallel | Replicas | None:
+    """What stands between a stage and its state; nothing where this process alone has it, in one type."""
+    on_host = layout.offload == "parameters"
+    if mesh.shard.size > 1 or on_host:
+        return DataParallel(module, mesh, layout.zero_stage, numbers.compute, on_host=on_host)
+    if mesh.replicate.size > 1 or numbers.compute is not None:
+        return Replicas(module, mesh.replicate, numbers.compute)
+    return None
 
 
 def _shared_groups(plan: StagePlan, spec: ModelSpec, mesh: RankMesh) -> list[tuple[tuple[str, ...], RankGroup]]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.parallel.data import DataParallel
+from ptm_dist.parallel.replicas import Replicas
 
 
 @dataclass
@@ -37,9 +38,15 @@ class Stage:
 
     number: int
     module: LanguageModel
-    data_parallel: DataParallel | None
+    data_parallel: DataParallel | Replicas | None
     splits_backward: bool
     _halves: dict[int, _Half] = field(default_factory=dict)
+
+    def updated_parameters(self) -> dict[str, nn.Parameter]:
+        """By the module's names; those that an update changes, which may be others than those that compute."""
+        if isinstance(self.data_parallel, Replicas) and self.data_parallel.masters:
+            return self.data_parallel.masters
+        return dict(self.module.named_parameters())
 
     def backward(self, out: Tensor, gradient: Tensor | None, hidden: Tensor | None, *, last: bool) -> Tensor | None:
         """Gradients of weights, accumulated, and of `hidden`.
@@ -53,6 +60,8 @@ class Stage:
         if self.data_parallel is not None:
             self.data_parallel.begin_backward(last=last)
         torch.autograd.backward(out, gradient)
+        if self.data_parallel is not None:
+            self.data_parallel.end_backward()
         return None if hidden is None else hidden.grad
 
     def backward_input(self, micro: int, out: Tensor, gradient: Tensor | None, hidden: Tensor | None) -> Tensor | None:

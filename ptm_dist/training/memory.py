@@ -7,6 +7,7 @@ are not included.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class MemoryEstimate:
 
     Attributes:
         weights: what the optimizer updates: float32, or float64 at fp64.
-        whole_weights: what ZeRO gathers for the computation, in the precision of the step.
+        whole_weights: what computes, in the precision of the step, where it is not the former: gathered by ZeRO, or
+            kept.
         gradients: sharded and whole ones together, at their most.
         optimizer: its state: two moments, or one of sgd.
         activations: stored for backward passes, by all micro-batches of a pipeline that are in flight.
@@ -116,7 +118,7 @@ class _Rank:
         host += self._in_flight({n: p.on_host() for n, p in self._passes.items()})
         return MemoryEstimate(
             weights=weights,
-            whole_weights=self._whole_weights() if self._uses_fsdp else 0,
+            whole_weights=self._whole_weights(),
             gradients=gradients,
             optimizer=optimizer,
             activations=self._in_flight({n: p.stored() for n, p in self._passes.items()})
@@ -165,17 +167,21 @@ class _Rank:
         return sum(first_shard(shape, shards) for shape in shapes.values())
 
     @property
+    def _is_mixed(self) -> bool:
+        return self.recipe.training.precision in {Precision.BF16, Precision.FP16}
+
+    @property
     def _uses_fsdp(self) -> bool:
-        """A rank alone with its data, in one precision, trains the plain module."""
-        is_alone = self.layout.data_parallel == self.layout.context_parallel == 1
-        mixed = self.recipe.training.precision in {Precision.BF16, Precision.FP16}
-        return not is_alone or mixed or self.layout.offload == "parameters"
+        """Where ranks share the state, or it lies in host memory."""
+        return zero_ranks(self.layout)[0] > 1 or self.layout.offload == "parameters"
 
     def _whole_weights(self) -> int:
-        """Copies beside the shards: of all layers at stages 0 to 2, of the one at work and the next at stage 3.
+        """Copies beside the shards: of all layers at stages 1 and 2, of the one at work and the next at stage 3.
 
-        FSDP2 makes them even where one rank holds all. Backward passes in halves keep a stage whole.
+        Where state is not shared there are those of another type. Backward passes in halves keep a stage whole.
         """
+        if not self._uses_fsdp:
+            return self._local * self._compute * self._is_mixed
         sizes = {stage.number: stage.sizes() for stage in self._stages}
         if self.layout.zero_stage < 3:
             return sum(map(sum, sizes.values())) * self._compute
@@ -189,14 +195,19 @@ class _Rank:
     def _gradients(self) -> int:
         """Gradients in the master format, and those of the group at work before they are reduced.
 
-        Stages 0 and 1 accumulate whole gradients over several micro-batches: a group's shard takes its place when the
-        last one reduces it. With one micro-batch, and at stages 2 and 3, there are shards only.
+        Where state is not shared, a parameter's gradient is added to its sum as soon as it is there. Stage 1
+        accumulates whole gradients over several micro-batches: a group's shard takes its place when the last one
+        reduces it. With one micro-batch, and at stages 2 and 3, there are shards only.
         """
         if not self._uses_fsdp:
-            return self._local * self._master
-        keeps_whole = self.layout.zero_stage <= 1 and self.micro_batches > 1
+            beside = self._is_mixed or zero_ranks(self.layout)[1] > 1
+            return self._local * self._master + self._largest_parameter() * self._compute * beside
+        keeps_whole = self.layout.zero_stage == 1 and self.micro_batches > 1
         kept = sum(sum(stage.sizes()) for stage in self._stages) if keeps_whole else self._local
         return kept * self._master + self._gradients_at_work()
+
+    def _largest_parameter(self) -> int:
+        return max(math.prod(shape) for stage in self._stages for shape in stage.shapes().values())
 
     def _gradients_at_work(self) -> int:
         groups = [stage.sizes() for stage in self._stages]
