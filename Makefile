@@ -32,8 +32,8 @@ parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 20 minu
 chaos: venv  ## Runs that are killed, stopped and damaged at random; writes docs/chaos.md. 20 minutes on 2 cores.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos
 
-bench: venv  ## Speed of this machine.
-	$(BIN)/python -m benchmarks.run
+bench: venv  ## Steps and loader beside other projects, on this machine's CPU: about 8 minutes on 2 cores.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run $(BENCH)
 
 bench-data: venv $(PEERS)/.installed $(CORPORA)/english.jsonl  ## The data pipeline beside five other projects: an hour.
 	PTM_PEERS_PYTHON=$(CURDIR)/$(PEERS)/bin/python $(BIN)/python -m benchmarks.pipeline.run \
@@ -42,8 +42,9 @@ bench-data: venv $(PEERS)/.installed $(CORPORA)/english.jsonl  ## The data pipel
 gpu-test: venv  ## Parity of CUDA against CPU.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
-gpu-bench: venv  ## GPT-2 on this machine's GPUs.
-	$(BIN)/python -m benchmarks.gpu
+gpu-bench: venv  ## Kernels and whole steps beside other projects, on one GPU; BENCH="--only gpt2-124m" for a part.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.kernels --device cuda --adopt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu $(BENCH)
 
 venv: $(INSTALLED)
 

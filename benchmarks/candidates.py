@@ -100,7 +100,9 @@ def _loop_step(
 
 
 def _engine_step(engine: Any, recipe: Recipe, device: torch.device) -> Step:
-    batch = random_batch(recipe, engine.dp_rank, engine.dp_size, device)
+    batch = random_batch(recipe, engine.dp_rank, engine.dp_size, CPU)  # where the loader leaves it
+    if device.type == "cuda":
+        batch = batch.pin_memory()
     return lambda: float(engine.step(batch, LEARNING_RATE).loss)
 
 

@@ -1,94 +1,169 @@
-"""``make gpu-bench``: whole training steps on one CUDA device, ours beside plain PyTorch, interleaved.
+"""``make gpu-bench``: whole training steps on one CUDA device, beside plain PyTorch, Hugging Face and Megatron-Core.
 
-GPT-2 124M and 355M in bfloat16 at 1,024 positions: tokens per second, MFU in both conventions, peak memory;
-written to benchmarks/results/gpu.json with versions.
+Tokens per second, MFU in both conventions and peak memory, saved to benchmarks/results/gpu-MODEL.json with a plot.
+A candidate that fails has its error for a result, and the others go on.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import statistics
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch._dynamo
 
-from benchmarks.peers import PlainGPT, PlainTrainer
-from benchmarks.timing import interleave, save
-from benchmarks.workloads import random_batch, recipe
-from ptm_dist.engines.native import NativeEngine
-from ptm_dist.recipe.layout import resolve_layout
+from benchmarks import candidates
+from benchmarks.candidates import Step
+from benchmarks.timing import save
+from benchmarks.workloads import Problem
 from ptm_dist.recipe.schema import Precision
 from ptm_dist.training.flops import flops_per_token, peak_flops
 
-SEQUENCE = 1024
-SIZES = {"gpt2-124m": (64, 16), "gpt2-355m": (32, 8)}
-"""Samples per step and per micro-batch."""
+PROBLEMS = {
+    "gpt2-124m": Problem("gpt2-124m", 64, 1024, "bf16", micro=32),
+    "gpt2-355m": Problem("gpt2-355m", 32, 1024, "bf16", micro=16),
+    "gpt3-1.3b": Problem("gpt3-1.3b", 16, 2048, "bf16", micro=8),
+    "bert-large-128": Problem("bert-large", 256, 128, "bf16", micro=128),
+    "bert-large-512": Problem("bert-large", 64, 512, "bf16", micro=32),
+}
+WARM_UP = 3
+OURS = "ptm-dist"
 
 
-def _candidates(model: str, device: torch.device) -> dict[str, Callable[[], Callable[[], object]]]:
-    """Builders of the competitors, so that one model at a time takes memory."""
-    batch_size, micro = SIZES[model]
+def builders(problem: Problem, device: torch.device) -> dict[str, Callable[[], Step]]:
+    """Candidates by name; built when they are called, one after the other: each has the device's memory to itself."""
+    made: dict[str, Callable[[], Step]] = {
+        OURS: partial(candidates.ours, problem, device),
+        "ptm-dist compiled": partial(candidates.ours, problem, device, compile=True),
+        "plain PyTorch": partial(candidates.plain, problem, device),
+        "plain PyTorch compiled": partial(candidates.plain, problem, device, compiled=True),
+        "Hugging Face": partial(candidates.hugging_face, problem, device),
+        "Hugging Face compiled": partial(candidates.hugging_face, problem, device, compiled=True),
+        "Megatron-Core": partial(candidates.megatron, problem, device),
+    }
+    if problem.model.startswith("bert"):
+        picks = partial(candidates.plain, problem, device, picks=True)
+        made |= {
+            "plain PyTorch, masked only": picks,
+            "plain PyTorch, masked only compiled": partial(picks, compiled=True),
+        }
+    return made
 
-    def ours(**layout: object) -> Callable[[], object]:
-        setting = recipe(model, batch_size, SEQUENCE, "bf16", {"micro_batch_size": micro, **layout})
-        engine = NativeEngine(setting, resolve_layout(setting.layout, 1), device)
-        batch = random_batch(setting, 0, 1, device)
-        return lambda: engine.step(batch, 1e-4)
 
-    def plain(*, compiled: bool) -> Callable[[], object]:
-        setting = recipe(model, batch_size, SEQUENCE, "bf16", {})
-        module = PlainGPT(setting.model).to(device)
-        trainer = PlainTrainer(torch.compile(module) if compiled else module, micro, torch.bfloat16)
-        batch = random_batch(setting, 0, 1, device)
-        return lambda: trainer.step(batch.inputs, batch.labels)
-
+def measure(problem: Problem, build: Callable[[], Step], device: torch.device, rounds: int) -> dict[str, Any]:
+    """Figures of one candidate, or its error."""
+    torch._dynamo.reset()  # what it compiled holds on to the last candidate
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        step = build()
+        losses = [step() for _ in range(WARM_UP)]
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds = [_seconds(step, device) for _ in range(rounds)]
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    flops = flops_per_token(problem.recipe(), problem.sequence)
+    peak = peak_flops(device, Precision.BF16)
+    rate = problem.tokens / statistics.median(seconds)
     return {
-        "ptm-dist": ours,
-        "ptm-dist compiled": lambda: ours(compile=True),
-        "plain PyTorch": lambda: plain(compiled=False),
-        "plain PyTorch compiled": lambda: plain(compiled=True),
+        "tokens_per_second": rate,
+        "samples_per_second": rate / problem.sequence,
+        "fastest_tokens_per_second": problem.tokens / min(seconds),
+        "mfu_full": rate * flops.full / peak.flops_per_second,
+        "mfu_causal": rate * flops.causal / peak.flops_per_second,
+        "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+        "losses": losses,
     }
 
 
-def _peak_memory(call: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+def _seconds(step: Step, device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    step()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
-def compare(model: str, device: torch.device) -> dict[str, dict[str, float]]:
-    """Figures of every candidate, and a table on screen."""
-    batch_size, _ = SIZES[model]
-    flops = flops_per_token(recipe(model, batch_size, SEQUENCE, "bf16", {}), SEQUENCE)
+def compare(name: str, device: torch.device, rounds: int, budget: float, only: list[str] | None) -> dict[str, Any]:
+    """Figures of every candidate on one problem; none is begun when the budget of seconds is used up."""
+    problem, begin, figures = PROBLEMS[name], time.monotonic(), {}
+    for candidate, build in builders(problem, device).items():
+        if only and candidate not in only:
+            continue
+        if time.monotonic() - begin > budget:
+            figures[candidate] = {"error": f"not begun: {budget:.0f} seconds were used up"}
+        else:
+            figures[candidate] = measure(problem, build, device, rounds)
+        print(f"{name:15s} {candidate:36s} {_short(figures[candidate])}", flush=True)
     peak = peak_flops(device, Precision.BF16)
-    calls, memory = {}, {}
-    for name, build in _candidates(model, device).items():
-        before = torch.cuda.memory_allocated()
-        calls[name] = build()
-        calls[name]()
-        memory[name] = _peak_memory(calls[name]) - before
-    timings = interleave(calls, rounds=10, synchronise=torch.cuda.synchronize)
-    figures = {}
-    for name, timing in timings.items():
-        rate = batch_size * SEQUENCE / timing.median
-        figures[name] = {
-            "tokens_per_second": rate,
-            "mfu_full": rate * flops.full / peak.flops_per_second,
-            "mfu_causal": rate * flops.causal / peak.flops_per_second,
-            "peak_memory_gib": memory[name] / 2**30,
-        }
-        print(f"{model:10s} {name:24s}", {key: round(value, 4) for key, value in figures[name].items()}, flush=True)
-    return figures
+    return {
+        "problem": str(problem),
+        "micro_batch": problem.micro,
+        "rounds": rounds,
+        "peak": {"flops_per_second": peak.flops_per_second, "source": peak.source},
+        "candidates": figures,
+    }
+
+
+def _short(figures: dict[str, Any]) -> str:
+    if "error" in figures:
+        return f"did not run: {figures['error'].splitlines()[0]}"
+    return (
+        f"{figures['tokens_per_second']:11,.0f} tokens/s   MFU {figures['mfu_full']:5.1%} "
+        f"(causal {figures['mfu_causal']:5.1%})   {figures['peak_memory_gib']:6.1f} GiB"
+    )
+
+
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """MFU of every candidate that ran, a row of bars for each problem."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(results), 1, figsize=(8, 3 * len(results)), squeeze=False)
+    for axis, (name, result) in zip(axes[:, 0], results.items(), strict=True):
+        ran = {key: row["mfu_full"] for key, row in result["candidates"].items() if "error" not in row}
+        bars = axis.barh(list(ran)[::-1], [100 * value for value in ran.values()][::-1])
+        axis.bar_label(bars, fmt="%.1f%%", padding=3)
+        axis.set_title(f"{name}: {result['problem']}")
+        axis.set_xlabel("MFU, attention counted in full")
+        axis.margins(x=0.15)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def main() -> None:
     """Measure and save; needs a CUDA device."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PROBLEMS, nargs="+", default=list(PROBLEMS))
+    parser.add_argument("--candidates", nargs="+", help="by name; all when left out")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all problems together")
+    asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: make gpu-bench needs a CUDA device; on CPU use make bench")
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda", 0)
-    print(f"figures: {save('gpu', {model: compare(model, device) for model in SIZES})}")
+    begin, results = time.monotonic(), {}
+    for name in asked.only:
+        left = asked.budget - (time.monotonic() - begin)
+        results[name] = compare(name, device, asked.rounds, left, asked.candidates)
+        print(f"figures: {save(f'gpu-{name}', results[name])}", flush=True)  # what is measured outlives a time limit
+    path = Path(__file__).with_name("results") / "gpu.png"
+    try:
+        plot(results, path)
+        print(f"plot: {path}")
+    except Exception as error:
+        print(f"no plot: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
