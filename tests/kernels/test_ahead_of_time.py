@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.kernels.compiled import Kernel, MachineCode, launched, measure
+from tests.kernels.compiled import Kernel, MachineCode, Value, launched, measure
 
 pytest.importorskip("triton")
 
@@ -40,6 +40,24 @@ _STATE = {"weights": "*fp32", "firsts": "*fp32", "seconds": "*fp32"}
 _GELU = {"hidden": "*bf16", "bias": "*bf16", "out": "*bf16", "rows": "i32:16", "width": "i32:16"}
 _GELU_BACKWARD = _GELU | {"gradients": "*bf16", "sums": "*fp32", "tiles": "i32:16"}
 _TILE = {"KIND": "tl.float32", "ROWS": 4, "COLUMNS": 512}
+_DROP = {"key": "*i64", "samples": "*i64", "places": "*i64", "seq": "i32:16", "place_stride": "i32"}
+_NO_DROP: dict[str, Value] = {"key": None, "samples": None, "places": None}
+_ROW: dict[str, Value] = {"WIDTH": 1024, "BLOCK": 1024, "REAL": "tl.float32", "THRESHOLD": 6554}
+_STATISTICS = {"means": "*fp32", "inverses": "*fp32"}
+_NORM = {"weight": "*bf16", "bias": "*bf16", **_STATISTICS}
+_NORM_BACKWARD = _STATISTICS | {"total": "*bf16", "weight": "*bf16", "of_weight": "*fp32", "of_bias": "*fp32"}
+_SHARE = {"rows": "i32:16", "rows_each": "i32"}
+_ADD_NORM = _NORM | dict.fromkeys(("branch", "residual", "normed", "total"), "*bf16") | _DROP
+_ADD_NORM_BACKWARD = (
+    _NORM_BACKWARD | _SHARE | _DROP | dict.fromkeys(("of_normed", "of_total", "of_residual", "of_branch"), "*bf16")
+)
+_EMBEDDING = _NORM | dict.fromkeys(("token", "position", "segment", "out", "total"), "*bf16") | _DROP
+_EMBEDDING_BACKWARD = _NORM_BACKWARD | _SHARE | _DROP | {"of_out": "*bf16", "of_total": "*bf16"}
+
+
+def _without(arguments: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: kind for name, kind in arguments.items() if name not in names}
+
 
 TABLE: dict[str, tuple[Kernel, Limits]] = {
     "adamw": (
@@ -81,6 +99,41 @@ TABLE: dict[str, tuple[Kernel, Limits]] = {
         ),
         Limits(32, 4, 2),
     ),
+    "dropout and sum": (
+        Kernel(
+            "add_norm._drop_add",
+            dict.fromkeys(("branch", "residual", "total"), "*bf16") | _DROP,
+            _ROW,
+        ),
+        Limits(40, 2, 1),
+    ),
+    "sum and norm": (
+        Kernel("add_norm._forward", _without(_ADD_NORM, *_NO_DROP), _ROW | _NO_DROP | {"EPS": 1e-5}),
+        Limits(40, 4, 2),
+    ),
+    "dropout, sum and norm": (Kernel("add_norm._forward", _ADD_NORM, _ROW | {"EPS": 1e-5}), Limits(40, 4, 2)),
+    "sum and norm backwards": (
+        Kernel(
+            "add_norm._backward",
+            _without(_ADD_NORM_BACKWARD, *_NO_DROP),
+            _ROW | _NO_DROP,
+        ),
+        Limits(72, 4, 5),
+    ),
+    "dropout, sum and norm backwards": (Kernel("add_norm._backward", _ADD_NORM_BACKWARD, _ROW), Limits(88, 4, 6)),
+    "columns of a norm": (
+        Kernel(
+            "layer_norm._sum_columns",
+            _STATISTICS | _SHARE | {"gradients": "*bf16", "total": "*bf16", "of_weight": "*fp32", "of_bias": "*fp32"},
+            {"WIDTH": 12288, "BLOCK": 1024, "REAL": "tl.float32"},
+        ),
+        Limits(56, 2, 4),
+    ),
+    "embeddings": (
+        Kernel("embedding._forward", _EMBEDDING | {"position_stride": "i32"}, _ROW | {"EPS": 1e-12}),
+        Limits(40, 5, 2),
+    ),
+    "embeddings backwards": (Kernel("embedding._backward", _EMBEDDING_BACKWARD, _ROW), Limits(80, 3, 5)),
     "gelu": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": False}), Limits(48, 2, 2)),
     "gelu, tanh": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": True}), Limits(40, 2, 2)),
     "gelu backwards": (Kernel("bias_gelu._backward", _GELU_BACKWARD, _TILE | {"TANH": False}), Limits(80, 4, 3)),
