@@ -285,7 +285,7 @@ def _build(
             model = build_model(recipe.model)
         model.to_empty(device=device)
         model.tie()
-    model.choose(Choice.of(recipe.kernels.model_dump()))
+    model.choose(Choice.of(recipe.kernels.model_dump(), device))
     apply_recompute(model, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(model)

@@ -124,24 +124,25 @@ def gradient_(
         kind: of the loss.
         choice: of the form.
     """
-    _compute(logits, targets, columns, kind, choice, log_sum_exp(statistics), gradient=True)
-
-
-def log_sum_exp(statistics: Tensor) -> Tensor:
-    """Logarithm of the sum of exponentials of whole rows, ``[rows]``."""
-    return statistics[TOTAL].log() + statistics[HIGHEST]
+    _compute(logits, targets, columns, kind, choice, statistics, gradient=True)
 
 
 def rows_of(statistics: Tensor, targets: Tensor, vocab_size: int, kind: CrossEntropy) -> Rows:
     """Losses and hits from the statistics of whole rows, ``[5, rows]``."""
-    total = log_sum_exp(statistics)
-    losses = total - (1.0 - kind.smoothing) * statistics[TARGET]
+    # Differences to the highest logit first: small losses are no differences of large numbers.
+    highest = statistics[HIGHEST]
+    losses = statistics[TOTAL].log() - (1.0 - kind.smoothing) * (statistics[TARGET] - highest)
     if kind.smoothing:
-        losses = losses - kind.smoothing / vocab_size * statistics[SUM]
+        losses = losses - kind.smoothing * (statistics[SUM] / vocab_size - highest)
     if kind.z_loss:
-        losses = losses + kind.z_loss * total.square()
+        losses = losses + kind.z_loss * _log_sum_exp(statistics).square()
     ignored = targets == IGNORE_INDEX
     return Rows(losses.masked_fill(ignored, 0.0), statistics[HIT].masked_fill(ignored, 0.0))
+
+
+def _log_sum_exp(statistics: Tensor) -> Tensor:
+    """Logarithm of the sum of exponentials of whole rows, ``[rows]``."""
+    return statistics[TOTAL].log() + statistics[HIGHEST]
 
 
 def _compute(
@@ -154,7 +155,7 @@ def _compute(
     *,
     gradient: bool,
 ) -> Tensor:
-    """All three of them: statistics unless the logarithm of the sum is `known`, then the gradient if asked."""
+    """All three of them: statistics unless those of whole rows are `known`, then the gradient if asked."""
     if not logits.numel():
         return _without_columns(logits)
     match choice.form(Operation.CROSS_ENTROPY, logits):
@@ -190,7 +191,7 @@ def _in_blocks(
             targets[begin : begin + rows],
             columns,
             kind,
-            None if known is None else known[begin : begin + rows],
+            None if known is None else known[:, begin : begin + rows],
             gradient,
         )
         for begin in range(0, len(logits), rows)
@@ -207,14 +208,12 @@ def _reference(
     local = local.masked_fill(~is_here, 0)
     if known is None:
         statistics, exponentials = _statistics(wide, local, is_here, kind)
-        total, scale = log_sum_exp(statistics), statistics[TOTAL].reciprocal()
     else:
-        statistics, exponentials = wide.new_empty(NUM_STATISTICS, 0), (wide - known[:, None]).exp_()
-        total, scale = known, torch.ones_like(known)
+        statistics, exponentials = known, (wide - known[HIGHEST, :, None]).exp_()
     if gradient:
-        counted = (targets != IGNORE_INDEX).to(wide.dtype)
+        counted, scale = (targets != IGNORE_INDEX).to(wide.dtype), statistics[TOTAL].reciprocal()
         if kind.z_loss:
-            scale = scale * (1.0 + 2.0 * kind.z_loss * total)
+            scale = scale * (1.0 + 2.0 * kind.z_loss * _log_sum_exp(statistics))
         exponentials *= (counted * scale)[:, None]
         if kind.smoothing:
             exponentials -= (counted * (kind.smoothing / columns.vocab_size))[:, None]

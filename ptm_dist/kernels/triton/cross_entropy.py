@@ -30,21 +30,20 @@ def launch(
         targets: ``[rows]``, int64.
         columns: which they are.
         kind: of the loss.
-        known: logarithm of the sum of exponentials of whole rows, ``[rows]``; then no statistics are made.
+        known: statistics of whole rows, ``[5, rows]``, side by side; then none are made.
         gradient: write the gradient in place of the logits.
 
-    Returns: statistics, ``[5, rows]``, float32 or float64; ``[5, 0]`` where they were not asked for.
+    Returns: statistics, ``[5, rows]``, float32 or float64.
     """
     rows, width = logits.shape
     wide = wide_dtype(logits.dtype)
-    statistics = logits.new_empty(NUM_STATISTICS, rows if known is None else 0, dtype=wide)
+    statistics = logits.new_empty(NUM_STATISTICS, rows, dtype=wide) if known is None else known
     block = min(triton.next_power_of_2(width), _LARGEST_BLOCK)
     grid: Any = (rows,)
     _cross_entropy_kernel[grid](
         logits,
         targets,
         statistics,
-        statistics if known is None else known,
         rows,
         width,
         logits.stride(0),
@@ -68,7 +67,6 @@ def _cross_entropy_kernel(
     logits: tl.tensor,
     targets: tl.tensor,
     statistics: tl.tensor,
-    known: tl.tensor,
     rows: int,
     width: int,
     stride: int,
@@ -99,20 +97,20 @@ def _cross_entropy_kernel(
         tl.store(statistics + 3 * rows + row, everything)
         is_hit = is_here & (likeliest == local)
         tl.store(statistics + 4 * rows + row, tl.where(is_hit, 1.0, 0.0) if COUNTS_HITS else 0.0)
-        log_total = tl.log(total) + highest
     else:
-        log_total = tl.load(known + row)
+        highest = tl.load(statistics + row)
+        total = tl.load(statistics + rows + row)
     if MAKES_GRADIENT:
         # Numbers of float64 would be rounded to float32 as arguments or by `where`.
-        scale = tl.full((), 2.0 * Z_LOSS, WIDE) * log_total + 1.0
-        scale = tl.where(is_counted, scale, 0.0)
+        scale = tl.full((), 2.0 * Z_LOSS, WIDE) * (tl.log(total) + highest) + 1.0
+        scale = tl.where(is_counted, scale / total, 0.0)
         spread = is_counted.to(WIDE) * tl.full((), SPREAD, WIDE)
         hit = is_here.to(WIDE) * tl.full((), 1.0 - SMOOTHING, WIDE)
         whole = width // BLOCK * BLOCK
         for start in range(0, whole, BLOCK):
-            _write_gradient(place, start, width, local, log_total, scale, spread, hit, WIDE, False, BLOCK)
+            _write_gradient(place, start, width, local, highest, scale, spread, hit, WIDE, False, BLOCK)
         if whole < width:
-            _write_gradient(place, whole, width, local, log_total, scale, spread, hit, WIDE, True, BLOCK)
+            _write_gradient(place, whole, width, local, highest, scale, spread, hit, WIDE, True, BLOCK)
 
 
 @triton.jit
@@ -178,7 +176,7 @@ def _write_gradient(
     start: int,
     width: int,
     local: tl.tensor,
-    log_total: tl.tensor,
+    highest: tl.tensor,
     scale: tl.tensor,
     spread: tl.tensor,
     hit: tl.tensor,
@@ -189,7 +187,7 @@ def _write_gradient(
     """A block of logits becomes its gradient."""
     offsets = start + tl.arange(0, BLOCK)
     values = _load(place, offsets, width, 0.0, IS_LAST).to(WIDE)
-    found = tl.exp(values - log_total) * scale - spread - tl.where(offsets == local, hit, 0.0)
+    found = tl.exp(values - highest) * scale - spread - tl.where(offsets == local, hit, 0.0)
     if IS_LAST:
         tl.store(place + offsets, found, mask=offsets < width)
     else:
