@@ -23,7 +23,7 @@ HIGHEST, TOTAL, TARGET, SUM, HIT = range(5)
 unless hits are counted)."""
 NUM_STATISTICS = 5
 
-_CPU_BLOCK, _CUDA_BLOCK = 1 << 19, 1 << 26
+_CPU_BLOCK, CUDA_BLOCK = 1 << 19, 1 << 26
 """Logits that the reference works on at a time: on a CPU they and two copies stay in its cache."""
 
 
@@ -184,7 +184,7 @@ def _in_blocks(
     logits: Tensor, targets: Tensor, columns: Columns, kind: CrossEntropy, known: Tensor | None, *, gradient: bool
 ) -> Tensor:
     """The reference on some rows after the other."""
-    rows = max(1, (_CUDA_BLOCK if logits.is_cuda else _CPU_BLOCK) // logits.shape[1])
+    rows = max(1, (CUDA_BLOCK if logits.is_cuda else _CPU_BLOCK) // logits.shape[1])
     found = [
         _reference(
             logits[begin : begin + rows],

@@ -88,14 +88,15 @@ class Portion:
         """
         return _ON_CUDA if device.type == "cuda" else _ON_CPU
 
-    def chunks(self, tokens: int, columns: int) -> int:
-        """How many chunks of about equal size; at least one.
+    def at_a_time(self, tokens: int, columns: int) -> int:
+        """Tokens of a chunk, where chunks are as few and as even as can be.
 
         Args:
             tokens: of all chunks.
             columns: of the logits, of the process that has most.
         """
-        return max(1, -(-tokens // max(self.tokens, self.logits // max(columns, 1))))
+        chunks = -(-tokens // max(self.tokens, self.logits // max(columns, 1)))
+        return max(1, -(-tokens // max(1, chunks)))
 
 
 _ON_CPU = Portion(1024, 1 << 22)
@@ -126,7 +127,7 @@ def score_hidden(
         shared: who has the other rows; None: all are here.
         portion: tokens at a time; None: what suits the device.
     """
-    form = form_of(choice, len(targets), weight.shape[1])
+    form = form_of(choice.asked.get(Operation.LINEAR_CROSS_ENTROPY), len(targets), weight.shape[1])
     differentiates = torch.is_grad_enabled()
     if form is Form.WHOLE:
         logits = linear(hidden).flatten(0, -2)
@@ -136,18 +137,18 @@ def score_hidden(
 
         return score_with_liger(hidden, weight, bias, targets, kind, shared is not None)
     columns = weight.shape[0] if shared is None else shared.most
-    chunks = (portion or Portion.of(hidden.device)).chunks(len(targets), columns)
-    work = _Work(kind, choice, shared, max(1, -(-len(targets) // chunks)), differentiates)
+    tokens = (portion or Portion.of(hidden.device)).at_a_time(len(targets), columns)
+    work = _Work(kind, choice, shared, tokens, differentiates)
     return Score(*_ScoreChunks.apply(hidden, weight, bias, targets, work))
 
 
-def form_of(choice: Choice, tokens: int, width: int) -> Form:
-    """WHOLE, CHUNKED or LIGER: what was asked for, else chunks.
+def form_of(asked: Form | None, tokens: int, width: int) -> Form:
+    """WHOLE, CHUNKED or LIGER: what was asked for, else chunks of many tokens.
 
     With fewer tokens than the hidden states are wide, logits are fewer than the elements of the matrix, whose gradient
     chunks would store: they are stored instead.
     """
-    return choice.asked.get(Operation.LINEAR_CROSS_ENTROPY, Form.CHUNKED if tokens > width else Form.WHOLE)
+    return asked or (Form.CHUNKED if tokens > width else Form.WHOLE)
 
 
 def _score_rows(
