@@ -54,6 +54,18 @@ _ADD_NORM_BACKWARD = (
 _EMBEDDING = _NORM | dict.fromkeys(("token", "position", "segment", "out", "total"), "*bf16") | _DROP
 _EMBEDDING_BACKWARD = _NORM_BACKWARD | _SHARE | _DROP | {"of_out": "*bf16", "of_total": "*bf16"}
 
+_LOGITS = {"logits": "*bf16", "targets": "*i64", "statistics": "*fp32", "rows": "i32", "width": "i32:16"} | {
+    "stride": "i32:16",
+    "begin": "i32",
+}
+_LOSS: dict[str, Value] = {"IGNORED": -100, "SMOOTHING": 0.0, "SPREAD": 0.0, "Z_LOSS": 0.0, "WIDE": "tl.float32"}
+_LOSS |= {"COUNTS_HITS": False, "BLOCK": 4096}
+
+
+def _rows_of_logits(makes_statistics: bool, makes_gradient: bool, **other: Value) -> Kernel:
+    constants = {"MAKES_STATISTICS": makes_statistics, "MAKES_GRADIENT": makes_gradient}
+    return Kernel("cross_entropy._rows", _LOGITS, _LOSS | constants | other, warps=8)
+
 
 def _without(arguments: dict[str, str], *names: str) -> dict[str, str]:
     return {name: kind for name, kind in arguments.items() if name not in names}
@@ -134,6 +146,19 @@ TABLE: dict[str, tuple[Kernel, Limits]] = {
         Limits(40, 5, 2),
     ),
     "embeddings backwards": (Kernel("embedding._backward", _EMBEDDING_BACKWARD, _ROW), Limits(80, 3, 5)),
+    "cross entropy": (_rows_of_logits(True, True), Limits(72, 8, 4)),
+    "cross entropy with hits": (_rows_of_logits(True, True, COUNTS_HITS=True), Limits(88, 8, 4)),
+    "cross entropy of 50257 columns": (
+        Kernel(
+            "cross_entropy._rows",
+            _LOGITS | {"width": "i32"},
+            _LOSS | {"MAKES_STATISTICS": True, "MAKES_GRADIENT": True},
+            warps=8,
+        ),
+        Limits(80, 4, 2),
+    ),
+    "statistics of logits": (_rows_of_logits(True, False), Limits(48, 4, 0)),
+    "gradient of logits": (_rows_of_logits(False, True), Limits(72, 4, 4)),
     "gelu": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": False}), Limits(48, 2, 2)),
     "gelu, tanh": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": True}), Limits(40, 2, 2)),
     "gelu backwards": (Kernel("bias_gelu._backward", _GELU_BACKWARD, _TILE | {"TANH": False}), Limits(80, 4, 3)),
