@@ -6,9 +6,7 @@ of a row, they share their statistics in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.kernels.choice import Choice, Form, Operation
+from ptm_dist.kernels.compiled import compiled
 
 HIGHEST, TOTAL, TARGET, SUM, HIT = range(5)
 """Statistics of a row of logits x, as far as its columns are here: max(x), the sum of exp(x - max(x)), the target's x
@@ -164,20 +163,17 @@ def _compute(
 
             return launch(logits, targets, columns, kind, known, gradient=gradient)
         case Form.COMPILE:
-            return _compiled()(logits, targets, columns, kind, known, gradient)
-        case _:
+            return compiled(_reference)(logits, targets, columns, kind, known, gradient)
+        case Form.REFERENCE:
             return _in_blocks(logits, targets, columns, kind, known, gradient=gradient)
+        case form:
+            raise ValueError(f"{Operation.CROSS_ENTROPY} has no form {form}")
 
 
 def _without_columns(logits: Tensor) -> Tensor:
     statistics = logits.new_zeros(NUM_STATISTICS, len(logits), dtype=wide_dtype(logits.dtype))
     statistics[HIGHEST] = -torch.inf
     return statistics
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_reference)
 
 
 def _in_blocks(
@@ -199,6 +195,7 @@ def _in_blocks(
     return torch.cat(found, dim=1)
 
 
+@torch.no_grad()
 def _reference(
     logits: Tensor, targets: Tensor, columns: Columns, kind: CrossEntropy, known: Tensor | None, gradient: bool
 ) -> Tensor:

@@ -53,10 +53,17 @@ _ADD_NORM_BACKWARD = (
 )
 _EMBEDDING = _NORM | dict.fromkeys(("token", "position", "segment", "out", "total"), "*bf16") | _DROP
 _EMBEDDING_BACKWARD = _NORM_BACKWARD | _SHARE | _DROP | {"of_out": "*bf16", "of_total": "*bf16"}
-_LOGITS = {"logits": "*bf16", "targets": "*i64", "statistics": "*fp32"}
-_LOGITS |= {"rows": "i32:16", "width": "i32:16", "stride": "i32:16", "begin": "i32"}
-_CAUSAL: dict[str, Value] = {"IGNORED": -100, "SMOOTHING": 0.0, "SPREAD": 0.0, "Z_LOSS": 0.0, "WIDE": "tl.float32"}
-_CAUSAL |= {"MAKES_STATISTICS": True, "MAKES_GRADIENT": True, "COUNTS_HITS": False, "BLOCK": 4096}
+_LOGITS = {"logits": "*bf16", "targets": "*i64", "statistics": "*fp32", "rows": "i32", "width": "i32:16"} | {
+    "stride": "i32:16",
+    "begin": "i32",
+}
+_LOSS: dict[str, Value] = {"IGNORED": -100, "SMOOTHING": 0.0, "SPREAD": 0.0, "Z_LOSS": 0.0, "WIDE": "tl.float32"}
+_LOSS |= {"COUNTS_HITS": False, "BLOCK": 4096}
+
+
+def _rows_of_logits(makes_statistics: bool, makes_gradient: bool, **other: Value) -> Kernel:
+    constants = {"MAKES_STATISTICS": makes_statistics, "MAKES_GRADIENT": makes_gradient}
+    return Kernel("cross_entropy._rows", _LOGITS, _LOSS | constants | other, warps=8)
 
 
 def _without(arguments: dict[str, str], *names: str) -> dict[str, str]:
@@ -138,15 +145,19 @@ TABLE: dict[str, tuple[Kernel, Limits]] = {
         Limits(40, 5, 2),
     ),
     "embeddings backwards": (Kernel("embedding._backward", _EMBEDDING_BACKWARD, _ROW), Limits(80, 3, 5)),
-    "cross entropy": (Kernel("cross_entropy._cross_entropy_kernel", _LOGITS, _CAUSAL, warps=8), Limits(80, 8, 4)),
-    "cross entropy with hits": (
-        Kernel("cross_entropy._cross_entropy_kernel", _LOGITS, _CAUSAL | {"COUNTS_HITS": True}, warps=8),
-        Limits(96, 8, 4),
+    "cross entropy": (_rows_of_logits(True, True), Limits(72, 8, 4)),
+    "cross entropy with hits": (_rows_of_logits(True, True, COUNTS_HITS=True), Limits(88, 8, 4)),
+    "cross entropy of 50257 columns": (
+        Kernel(
+            "cross_entropy._rows",
+            _LOGITS | {"width": "i32"},
+            _LOSS | {"MAKES_STATISTICS": True, "MAKES_GRADIENT": True},
+            warps=8,
+        ),
+        Limits(80, 4, 2),
     ),
-    "gradient of known statistics": (
-        Kernel("cross_entropy._cross_entropy_kernel", _LOGITS, _CAUSAL | {"MAKES_STATISTICS": False}, warps=8),
-        Limits(80, 4, 4),
-    ),
+    "statistics of logits": (_rows_of_logits(True, False), Limits(48, 4, 0)),
+    "gradient of logits": (_rows_of_logits(False, True), Limits(72, 4, 4)),
     "gelu": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": False}), Limits(48, 2, 2)),
     "gelu, tanh": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": True}), Limits(40, 2, 2)),
     "gelu backwards": (Kernel("bias_gelu._backward", _GELU_BACKWARD, _TILE | {"TANH": False}), Limits(80, 4, 3)),

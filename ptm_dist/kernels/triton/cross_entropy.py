@@ -40,7 +40,7 @@ def launch(
     statistics = logits.new_empty(NUM_STATISTICS, rows, dtype=wide) if known is None else known
     block = min(triton.next_power_of_2(width), _LARGEST_BLOCK)
     grid: Any = (rows,)
-    _cross_entropy_kernel[grid](
+    _rows[grid](
         logits,
         targets,
         statistics,
@@ -63,7 +63,7 @@ def launch(
 
 
 @triton.jit
-def _cross_entropy_kernel(
+def _rows(
     logits: tl.tensor,
     targets: tl.tensor,
     statistics: tl.tensor,
