@@ -19,7 +19,6 @@ from ptm_dist.kernels.attention_blocks import (
     wide,
 )
 from ptm_dist.kernels.choice import Choice, Form, Operation
-from ptm_dist.kernels.compiled import compiled
 from ptm_dist.kernels.seen import AttentionDrop, Seen
 
 __all__ = ["AttentionDrop", "Seen", "attention"]
@@ -48,38 +47,20 @@ def attention(
     Returns: the shape and type of `query`.
     Raises: ValueError if a form is asked for that there is not.
     """
-    match choice.form(Operation.ATTENTION, query, drops=True):
-        case Form.COMPILE:
-            return compiled(_whole)(query, key, value, Seen(mask, is_causal, drop))
-        case Form.REFERENCE | Form.TRITON:
-            places = (drop.key, drop.samples, drop.queries, drop.keys)
-            numbers = (drop.probability, drop.first_head, drop.in_octets)
-            asked = choice.asked.get(Operation.ATTENTION, "")
-            output, _ = _forward(query, key, value, mask, is_causal, *places, *numbers, asked)
-            return output
-        case form:
-            raise ValueError(f"{Operation.ATTENTION} has no form {form}")
+    form = choice.form(Operation.ATTENTION, query, drops=True)
+    if form not in (Form.REFERENCE, Form.TRITON):
+        raise ValueError(f"{Operation.ATTENTION} has no form {form}")
+    places = (drop.key, drop.samples, drop.queries, drop.keys)
+    numbers = (drop.probability, drop.first_head, drop.in_octets)
+    asked = choice.asked.get(Operation.ATTENTION, "")
+    output, _ = _forward(query, key, value, mask, is_causal, *places, *numbers, asked)
+    return output
 
 
 def _runs_kernel(asked: str, query: Tensor) -> bool:
     """Whether triton computes: seen to when attention runs, since the compiler around it leaves it as it is."""
     choice = Choice({Operation.ATTENTION: Form(asked)} if asked else {})
     return choice.form(Operation.ATTENTION, query, drops=True) is Form.TRITON
-
-
-def _whole(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Tensor:
-    """As in the textbook, with all scores at once, for the compiler."""
-    assert seen.drop is not None
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril() if seen.causal else seen.mask
-    if mask is not None:
-        # A row of minus infinities would have no softmax; the smallest number makes it 0 all the same.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
-    if mask is not None:
-        weights = weights.masked_fill(~mask, 0.0)
-    factors = seen.drop.kept(query.shape[1]).to(weights.dtype) * seen.drop.scale
-    return (weights * factors) @ value
 
 
 @torch.library.custom_op("ptm_dist::dropped_attention", mutates_args=())
