@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ class Decoder(nn.Linear):
         portion: tokens whose logits are there at a time; None: what suits the device.
     """
 
-    choice: ClassVar[Choice] = Choice()
+    choice = Choice()
 
     def __init__(self, size: int, vocab_size: int, *, bias: bool, counts_hits: bool) -> None:
         super().__init__(size, vocab_size, bias=bias)

@@ -138,7 +138,7 @@ class VocabParallelDecoder(Decoder):
         nn.Module.__init__(self)
         self.split = split
         self.vocab_size = decoder.out_features
-        self.kind, self.portion = decoder.kind, decoder.portion
+        self.kind, self.choice, self.portion = decoder.kind, decoder.choice, decoder.portion
         self.weight = split.cut(decoder.weight, 0)
         self.bias = None if decoder.bias is None else split.cut(decoder.bias, 0)
 
