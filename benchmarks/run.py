@@ -1,30 +1,51 @@
-"""``make bench``: every CPU benchmark, its ratios on screen and its figures under benchmarks/results/cpu.json."""
+"""``make bench``: every CPU benchmark, its ratios on screen and its figures in benchmarks/results/cpu.json."""
 
 from __future__ import annotations
 
-import torch
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 from benchmarks import data, parallel, step
+from benchmarks.comparison import learns_the_same, table
 from benchmarks.timing import save
-from tests.distributed import run_distributed
+
+PARTS = ("step", "parallel", "data")
+ABSENT = "torchtitan 0.3.0 has neither GPT-2 nor BERT among its models: not measured"
 
 
 def main() -> None:
-    """Run one after another; about five minutes on two cores."""
-    torch.set_num_threads(2)
-    figures: dict[str, object] = {}
-    distributed, figures["step on 2 processes, nano, tokens/s"] = parallel.report(
-        run_distributed(parallel.measure, parallel.WORLD, 5)[0]
-    )
-    print(distributed, flush=True)
-    for model, batch, sequence, rounds in [("nano", 16, 256, 5), ("gpt2-124m", 2, 128, 3)]:
-        text, rates = step.compare(model, batch, sequence, rounds)
+    """Run one after another; about eight minutes on two cores."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--models", nargs="+", help="of the steps in one process; all when left out")
+    parser.add_argument("--compiled", choices=("none", "small", "all"), default="small", help="compiled candidates")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a step in one process")
+    asked = parser.parse_args()
+    figures: dict[str, Any] = {"absent": [ABSENT]}
+    if {"step", "parallel"} & set(asked.only):
+        figures["steps"] = []
+        for result in _results(asked):
+            print(table(result), flush=True)
+            figures["steps"].append(result)
+    if "data" in asked.only:
+        text, figures["loader, tokens/s"] = data.compare()
         print(text, flush=True)
-        figures[f"step, {model}, {batch} x {sequence}, tokens/s"] = rates
-    text, rates = data.compare()
-    print(text, flush=True)
-    figures["loader, tokens/s"] = rates
-    print(f"figures: {save('cpu', figures)}")
+    print(f"{ABSENT}\nfigures: {save('cpu', figures)}")
+    if not all(learns_the_same(result) for result in figures.get("steps", ())):
+        sys.exit("error: candidates differ in what they learn; their speeds cannot be compared")
+
+
+def _results(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for suite in step.SUITES:
+        if "step" in asked.only and (not asked.models or suite.problem.model in asked.models):
+            compiled = asked.compiled == "all" or (asked.compiled == "small" and suite.is_small)
+            yield step.run(suite, compiled=compiled, threads=asked.threads)
+    for problem in parallel.PROBLEMS:
+        if "parallel" in asked.only:
+            yield parallel.run(problem, rounds=5)
 
 
 if __name__ == "__main__":

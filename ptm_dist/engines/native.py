@@ -14,11 +14,12 @@ from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
+from ptm_dist.kernels.attention_order import attention_order
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import build_model
 from ptm_dist.models.draws import dropout_keys
 from ptm_dist.optim.build import build_optimizer
-from ptm_dist.optim.clipping import clip, global_norm
+from ptm_dist.optim.clipping import clip_divisor, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
 from ptm_dist.parallel.pipeline import Pipeline
@@ -80,6 +81,7 @@ class NativeEngine:
             self.mesh,
             head_size,
             on_host=layout.offload == "optimizer",
+            choice=choice,
         )
 
     def step(self, batch: StepBatch, learning_rate: float, accept: Accept | None = None) -> StepResult:
@@ -122,7 +124,8 @@ class NativeEngine:
         def loss_of(losses: Tensor) -> Tensor:
             return mean_loss(losses, counts.to(losses.dtype))
 
-        self.pipeline.train(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=loss_of))
+        with attention_order(self.device):
+            self.pipeline.train(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=loss_of))
         return self.mesh.losses.sum(passes.sums), counts
 
     @torch.no_grad()
@@ -132,7 +135,9 @@ class NativeEngine:
         for batch in batches:
             totals[NUM_SUMS:] += count_targets(batch).to(self.device)
             passes = self._passes(batch)
-            self.pipeline.evaluate(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=torch.sum))
+            forward = partial(passes.forward, loss_of=torch.sum)
+            with attention_order(self.device):
+                self.pipeline.evaluate(len(passes.micro_batches), passes.like, forward)
             totals[:NUM_SUMS] += passes.sums
         self.model.release()
         sums = self.mesh.losses.sum(totals[:NUM_SUMS])
@@ -166,8 +171,8 @@ class NativeEngine:
         return _Gradient(gradients, norm, torch.cat([torch.stack([loss, norm.double()]), counts, sums]))
 
     def _update(self, step: _Gradient, learning_rate: float) -> None:
-        clip(step.gradients, step.norm, self.recipe.optimizer.clip_norm)
-        self.optimizer.step(step.gradients, learning_rate)
+        divisor = clip_divisor(step.norm, self.recipe.optimizer.clip_norm)
+        self.optimizer.step(step.gradients, learning_rate, divisor)
         self.model.changed()
 
     def _materialize(self) -> None:

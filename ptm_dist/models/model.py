@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptm_dist.kernels.choice import Choice
+from ptm_dist.kernels.linear_cross_entropy import Score
 from ptm_dist.models.attention import Mixer, SdpaMixer, Sight, Window
 from ptm_dist.models.draws import Draws, LayerDraws
 from ptm_dist.models.embeddings import Embeddings
@@ -18,6 +19,18 @@ from ptm_dist.models.spec import ModelSpec
 from ptm_dist.models.transformer import Block
 
 _BEFORE_LAYERS = -1
+
+
+class ModelScore(NamedTuple):
+    """What a model's predictions are worth.
+
+    Attributes:
+        tokens: losses and hits over the vocabulary, sums over the targets.
+        pairs: see :class:`ModelOutput`.
+    """
+
+    tokens: Score
+    pairs: Tensor | None
 
 
 class ModelOutput(NamedTuple):
@@ -115,7 +128,8 @@ class LanguageModel(nn.Module):
         documents: Tensor | None = None,
         window: Window | None = None,
         draws: Draws | None = None,
-    ) -> ModelOutput | Tensor:
+        targets: Tensor | None = None,
+    ) -> ModelOutput | ModelScore | Tensor:
         """Predict tokens, and how the parts of a sample belong together.
 
         Args:
@@ -131,8 +145,10 @@ class LanguageModel(nn.Module):
             window: the positions of the sequence that a row holds, where it does not hold all or `inputs` does not
                 tell how many; `valid` and `documents` are of whole sequences even then.
             draws: what dropout is drawn from; None: nothing is dropped, as in evaluation.
+            targets: token ids at `positions`, ``[n]``, or everywhere, ``[batch * seq]``, int64; ``IGNORE_INDEX`` where
+                there is none. With them predictions are scored, and their logits need not all be stored.
 
-        Returns: predictions, or what a part without heads gives, ``[batch, seq, hidden]``.
+        Returns: predictions or their score, or what a part without heads gives, ``[batch, seq, hidden]``.
         """
         hidden = self.encode(inputs, segment_ids, valid, documents, window, draws)
         if self.head is None:
@@ -140,7 +156,8 @@ class LanguageModel(nn.Module):
         if self.before_heads is not None:
             hidden = self.before_heads(hidden)
         pairs = None if self.pair_head is None else self.pair_head(hidden)
-        return ModelOutput(self.head(hidden, positions), pairs)
+        tokens = self.head(hidden, positions, targets)
+        return ModelOutput(tokens, pairs) if targets is None else ModelScore(tokens, pairs)
 
     def encode(
         self,

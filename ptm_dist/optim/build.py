@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.optim.adamw import AdamW
+from ptm_dist.optim.forms import refuse_misfits
 from ptm_dist.optim.lamb import Lamb
 from ptm_dist.optim.offload import HostOptimizer
 from ptm_dist.optim.optimizer import Optimizer
@@ -24,6 +26,7 @@ def build_optimizer(
     head_size: int,
     *,
     on_host: bool = False,
+    choice: Choice | None = None,
 ) -> Optimizer:
     """The update rule a recipe asks for, with its state at zero.
 
@@ -34,7 +37,11 @@ def build_optimizer(
         mesh: the ranks.
         head_size: width of an attention head; tells query, key and value apart in the fused weight.
         on_host: keep the state in host memory, and work there.
+        choice: the forms of the run; by default nothing is asked for.
+
+    Raises: RecipeError if the recipe asks for a form that cannot update these weights.
     """
+    refuse_misfits(choice or Choice(), {name: box.local for name, box in boxes().items()}, on_host=on_host)
     if on_host:
         return HostOptimizer(lambda hosted: build_optimizer(section, hosted, owners, mesh, head_size), boxes)
 
@@ -49,6 +56,7 @@ def build_optimizer(
                 eps=section.eps,
                 weight_decay=section.weight_decay,
                 bias_correction=section.bias_correction,
+                choice=choice,
             )
         case "lamb":
             return Lamb(
@@ -60,6 +68,7 @@ def build_optimizer(
                 eps=section.eps,
                 weight_decay=section.weight_decay,
                 bias_correction=section.bias_correction,
+                choice=choice,
             )
         case "sgd":
             return SGD(shards, momentum=section.momentum, weight_decay=section.weight_decay)

@@ -1,4 +1,7 @@
-"""The exact global gradient norm over every mesh, and clipping by it (Pascanu et al. 2013, arXiv 1211.5063)."""
+"""The exact global gradient norm over every mesh, and clipping by it (Pascanu et al. 2013, arXiv 1211.5063).
+
+Gradients are clipped where the update reads them; see :class:`ptm_dist.optim.optimizer.Optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,14 @@ def global_norm(
     return mesh.pipeline.sum(squares.sum()).sqrt()
 
 
-def clip(gradients: Mapping[str, Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale gradients in place so that their norm is at most `max_norm`; 0 never clips."""
-    if max_norm > 0.0:
-        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_([g for g in gradients.values() if g.numel()], factor)
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor | None:
+    """What gradients are divided by so that their norm is at most `max_norm`.
+
+    Args:
+        norm: of the whole gradient, a scalar.
+        max_norm: 0 never clips.
+
+    Returns: a scalar of the norm's type and device, at least 1, and no finite number where the norm is none; None where
+        nothing is ever clipped. The host does not wait for it.
+    """
+    return torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm > 0.0 else None

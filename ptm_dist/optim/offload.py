@@ -40,14 +40,14 @@ class HostOptimizer:
         self._rule.steps_done = steps
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
+    def step(self, gradients: Mapping[str, Tensor], learning_rate: float, divisor: Tensor | None = None) -> None:
         """Update every shard in place; see :class:`ptm_dist.optim.optimizer.Optimizer`."""
         boxes = self._boxes()
         for name, box in boxes.items():
             self._weights[name].local.copy_(box.local, non_blocking=True)
             self._gradients[name].copy_(gradients[name], non_blocking=True)
         _wait(boxes)
-        self._rule.step(self._gradients, learning_rate)
+        self._rule.step(self._gradients, learning_rate, None if divisor is None else divisor.cpu())
         for name, box in boxes.items():
             box.local.copy_(self._weights[name].local, non_blocking=True)
         # The next step overwrites the host's copies: they must have left.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from ptm_dist.optim.decay import decay_groups
-from ptm_dist.optim.optimizer import Shards, zero_slot
+from ptm_dist.optim.optimizer import Shards, divided_before, is_infinite, zero_slot
 
 
 class SGD:
@@ -33,13 +33,14 @@ class SGD:
         self._buffers = zero_slot(parameters())
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
+    def step(self, gradients: Mapping[str, Tensor], learning_rate: float, divisor: Tensor | None = None) -> None:
         """Update every shard in place; see :class:`ptm_dist.optim.optimizer.Optimizer`."""
         parameters = self._parameters()
         for names, weight_decay in decay_groups(parameters, self.weight_decay):
+            grads = [gradients[name] for name in names]
             sgd(
                 [parameters[name] for name in names],
-                [gradients[name] for name in names],
+                grads,
                 [self._buffers[name] for name in names],
                 fused=True,
                 lr=learning_rate,
@@ -48,6 +49,8 @@ class SGD:
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,
+                grad_scale=divided_before(grads, divisor),
+                found_inf=is_infinite(divisor),
             )
         self.steps_done += 1
 

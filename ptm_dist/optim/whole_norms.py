@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
 
-from ptm_dist.optim.apex import apex_for
+from ptm_dist.kernels.choice import Choice, Form
+from ptm_dist.optim.apex import fused_apex
+from ptm_dist.optim.forms import update_form
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
 from ptm_dist.parallel.shards import LocalShard
 
@@ -28,6 +30,7 @@ class WholeNorms:
         owners: whether a parameter is split between tensor-parallel ranks, and between ZeRO shards.
         mesh: the ranks.
         head_size: width of an attention head.
+        choice: the forms of the run; by default nothing is asked for.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class WholeNorms:
         owners: Callable[[str], tuple[bool, bool]],
         mesh: RankMesh,
         head_size: int,
+        choice: Choice | None = None,
     ) -> None:
         self._mesh = mesh
+        self._choice = choice or Choice()
         self._roles = {name: _roles(box, head_size) for name, box in boxes.items() if name.endswith(_FUSED)}
         self._counts = {name: _ROLES if name in self._roles else 1 for name in boxes}
         counted = [owners(name) for name, count in self._counts.items() for _ in range(count)]
@@ -45,16 +50,25 @@ class WholeNorms:
         self._in_tensor_group = _contribution(mesh.tensor, [tensor for tensor, _ in counted], device)
         self._in_shard_group = _contribution(mesh.shard, [shard for _, shard in counted], device)
 
-    def of(self, *families: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    @property
+    def measured_by_row(self) -> Set[str]:
+        """Names of the boxes whose rows belong to more than one norm."""
+        return self._roles.keys()
+
+    def of(self, *families: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         """Norms of tensors that are cut as the boxes are.
 
         Args:
             families: each a tensor of every box's shape by parameter name; all of one dtype.
+            known: sums of squares that need no measurement, by parameter name, ``[families, 1]``, or
+                ``[families, rows]`` of those that are :attr:`measured_by_row`.
 
         Returns: per family the norms in the order of the boxes, ``[norms]``, float64 for float64 tensors, else
             float32; the same bits on every rank of the tensor and shard groups.
         """
-        squares = torch.stack([self._local_squares(family) for family in families])
+        squares = torch.stack(
+            [self._local_squares(family, index, known or {}) for index, family in enumerate(families)]
+        )
         squares.mul_(self._in_tensor_group)
         self._mesh.tensor.sum(squares)
         squares.mul_(self._in_shard_group)
@@ -66,23 +80,26 @@ class WholeNorms:
         parts = zip(self._counts, values.split(list(self._counts.values())), strict=True)
         return {name: _by_row(self._roles[name], part) if name in self._roles else part for name, part in parts}
 
-    def _local_squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _local_squares(self, tensors: Mapping[str, Tensor], family: int, known: Mapping[str, Tensor]) -> Tensor:
         dtype = torch.float64 if tensors[next(iter(self._counts))].dtype == torch.float64 else torch.float32
-        single = [name for name in self._counts if name not in self._roles and tensors[name].numel()]
-        norms = _norms([tensors[name] for name in single], dtype)
-        squares = {name: norm.square().reshape(1) for name, norm in zip(single, norms, strict=True)}
+        squares = {name: sums[family] for name, sums in known.items() if name in self._counts}
+        unknown = [name for name in self._counts if name not in squares and tensors[name].numel()]
+        single = [name for name in unknown if name not in self._roles]
+        norms = self._measured([tensors[name] for name in single], dtype)
+        squares |= {name: norm.square().reshape(1) for name, norm in zip(single, norms, strict=True)}
         nothing = torch.zeros(1, dtype=dtype, device=self._in_tensor_group.device)
         for name, roles in self._roles.items():
-            rows = torch.linalg.vector_norm(tensors[name], dim=1, keepdim=True, dtype=dtype).square()
-            squares[name] = torch.where(roles, rows, 0.0).sum(0)
+            rows = squares.get(name)
+            if rows is None:
+                rows = torch.linalg.vector_norm(tensors[name], dim=1, dtype=dtype).square()
+            squares[name] = torch.where(roles, rows.unsqueeze(1), 0.0).sum(0)
         return torch.cat([squares.get(name, nothing) for name in self._counts])
 
-
-def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    if not tensors:
-        return ()
-    apex = apex_for(tensors)
-    return torch._foreach_norm(tensors, dtype=dtype) if apex is None else apex.norms(tensors).unbind()
+    def _measured(self, tensors: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+        if not tensors:
+            return ()
+        apex = fused_apex() if update_form(self._choice, tensors) is Form.APEX else None
+        return torch._foreach_norm(tensors, dtype=dtype) if apex is None else apex.norms(tensors).unbind()
 
 
 def _roles(box: LocalShard, head_size: int) -> Tensor:

@@ -23,10 +23,15 @@ def choose_device(kind: str, local_rank: int) -> torch.device:
     return device
 
 
-def make_deterministic() -> None:
-    """Have torch choose algorithms that give the same bits each time; warn where there is none."""
+def make_deterministic(*, warns: bool = False) -> None:
+    """Have torch choose algorithms that give the same bits each time.
+
+    Args:
+        warns: where there is none, warn and go on; torch's attention kernels then stay as they are. Otherwise that is an
+            error.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=warns)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -68,24 +68,26 @@ def fused_add(drop: Drop | None, form: Form) -> Function:
     return lambda branch, residual: (add(branch, residual, drop, choice_of(form)),)
 
 
-def plain_embed(drop: Drop | None) -> Function:
-    """The weight and bias of a norm come last, or are left out."""
+def _parts(token, position, *others, segments: bool):
+    """Token, position, segment, norm."""
+    segment = others[0] if segments else None
+    affine = others[segments:]
+    return token, position, segment, (*affine, EPS) if affine else None
 
-    def function(token, position, segment=None, weight=None, bias=None):
+
+def plain_embed(drop: Drop | None, *, segments: bool) -> Function:
+    def function(*inputs):
+        token, position, segment, norm = _parts(*inputs, segments=segments)
         total = token + position if segment is None else token + position + segment
-        if weight is not None:
-            total = F.layer_norm(total, total.shape[-1:], weight, bias, EPS)
+        if norm is not None:
+            total = F.layer_norm(total, total.shape[-1:], *norm)
         return (total * plain_factors(drop, total),)
 
     return function
 
 
-def fused_embed(drop: Drop | None, form: Form) -> Function:
-    def function(token, position, segment=None, weight=None, bias=None):
-        norm = None if weight is None else (weight, bias, EPS)
-        return (embed(token, position, segment, norm, drop, choice_of(form)),)
-
-    return function
+def fused_embed(drop: Drop | None, form: Form, *, segments: bool) -> Function:
+    return lambda *inputs: (embed(*_parts(*inputs, segments=segments), drop, choice_of(form)),)
 
 
 def numbers(*shape: int, seed: int, device="cpu") -> Tensor:
@@ -143,8 +145,8 @@ def add_norm_inputs(batch: int, seq: int, width: int, device="cpu") -> list[Tens
 
 def embed_inputs(
     batch: int, seq: int, width: int, *, normed: bool, segments: bool, own_positions: bool = False, device="cpu"
-) -> list[Tensor | None]:
-    whole = (batch, seq, width)
-    shapes = [whole, whole if own_positions else whole[1:], whole if segments else None]
-    shapes += [(width,), (width,)] if normed else []
-    return [None if shape is None else numbers(*shape, seed=index, device=device) for index, shape in enumerate(shapes)]
+) -> list[Tensor]:
+    """Token, position, segment if there are segments, weight and bias if there is a norm."""
+    whole, one = (batch, seq, width), (width,)
+    shapes = [whole, whole if own_positions else whole[1:], *[whole] * segments, *[one, one] * normed]
+    return [numbers(*shape, seed=index, device=device) for index, shape in enumerate(shapes)]

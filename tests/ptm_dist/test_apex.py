@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.optim.adamw import AdamW
 from ptm_dist.optim.apex import Apex, apex_for, fused_apex
+from ptm_dist.optim.forms import update_form
 
 HERE = fused_apex() is not None and torch.cuda.is_available()
 
@@ -89,11 +91,18 @@ def test_apex_is_called_as_its_build_is_declared_and_makes_the_same_steps(monkey
     stand_in(monkeypatch)
     kernels = fused_apex()
     assert isinstance(kernels, Apex)
-    monkeypatch.setattr("ptm_dist.optim.adamw.apex_for", lambda tensors: kernels)
+    monkeypatch.setattr("ptm_dist.optim.forms.apex_for", lambda tensors: kernels)
     for name, weight in trained().items():
         torch.testing.assert_close(weight, plain[name], rtol=1e-6, atol=1e-6)
     tensors = [torch.randn(3, 4), torch.randn(5)]
     assert torch.equal(kernels.norms(tensors), torch.stack([tensor.norm() for tensor in tensors]))
+
+
+def test_apex_is_left_alone_where_another_form_is_asked_for(monkeypatch):
+    stand_in(monkeypatch)
+    monkeypatch.setattr("ptm_dist.optim.forms.apex_for", lambda tensors: fused_apex())
+    assert update_form(Choice(), [torch.zeros(3)]) is Form.APEX
+    assert update_form(Choice({Operation.OPTIMIZER: Form.REFERENCE}), [torch.zeros(3)]) is Form.REFERENCE
 
 
 def test_tensors_that_apex_is_not_made_for_are_left_to_torch(monkeypatch):

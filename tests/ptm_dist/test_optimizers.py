@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptm_dist.errors import RecipeError
+from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.optim.build import build_optimizer, slot_names
+from ptm_dist.optim.clipping import clip_divisor
 from ptm_dist.optim.decay import is_decayed
 from ptm_dist.optim.optimizer import Optimizer
 from ptm_dist.parallel.mesh import RankMesh
@@ -68,6 +71,75 @@ def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Equal up to the rounding of float64: a step adds a few 1e-16 of a weight near 1."""
     for name, w in theirs.items():
         torch.testing.assert_close(ours[name], w, rtol=1e-14, atol=1e-15, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def clipped_by(divisor: float, name: str, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], ...]:
+    """Weights where the update divides the gradients, and where they come divided."""
+    results = []
+    for folded in (True, False):
+        weights = random_like_weights(0, dtype=dtype)
+        optimizer = optimizer_of(section(name), weights)
+        for step in range(STEPS):
+            gradients = gradients_of(step, dtype)
+            if folded:
+                optimizer.step(gradients, RATE, torch.tensor(divisor, dtype=dtype))
+            else:
+                optimizer.step({name: gradient / divisor for name, gradient in gradients.items()}, RATE)
+        results.append(weights)
+    return tuple(results)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_an_update_divides_gradients_as_well_as_a_pass_before_it(name):
+    # No power of two, nor exact in float32: a divisor that is rounded shows in double precision.
+    assert_near(*clipped_by(3.7, name))
+    for parameter, weight in clipped_by(3.7, name, torch.float32)[0].items():
+        torch.testing.assert_close(weight.double(), clipped_by(3.7, name)[1][parameter], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_divisor_that_is_no_finite_number_leaves_weights_and_state_as_they_are(name, dtype):
+    for divisor, poison in ((torch.nan, torch.nan), (torch.inf, torch.inf), (torch.inf, 1e30)):
+        weights = random_like_weights(0, dtype=dtype)
+        optimizer = optimizer_of(section(name), weights)
+        optimizer.step(gradients_of(0, dtype), RATE)
+        state = [*weights.values(), *(t for tensors in optimizer.slots().values() for t in tensors.values())]
+        before = [tensor.clone() for tensor in state]
+        gradients = gradients_of(1, dtype)
+        for gradient in gradients.values():
+            gradient.view(-1)[3] = poison
+        optimizer.step(gradients, RATE, torch.tensor(divisor, dtype=dtype))
+        assert all(torch.equal(tensor, old) for tensor, old in zip(state, before, strict=True))
+        assert optimizer.steps_done == 2
+
+
+@pytest.mark.parametrize("form", [Form.TRITON, Form.APEX])
+def test_a_form_that_cannot_update_these_weights_is_refused_before_the_first_step(form):
+    choice = Choice({Operation.OPTIMIZER: form})
+    for dtype, on_host, words in ((torch.float64, False, "float32 weights only"), (torch.float32, True, "on the host")):
+        weights = random_like_weights(0, dtype=dtype)
+        boxes = {name: LocalShard(w, tuple(w.shape), (0,) * w.dim()) for name, w in weights.items()}
+        with pytest.raises(RecipeError, match=f"kernels.optimizer={form}.*{words}"):
+            build_optimizer(
+                section("adamw"), lambda given=boxes: given, lambda name: (False, False), WHOLE_MESH, HEAD_SIZE,
+                on_host=on_host, choice=choice,
+            )  # fmt: skip
+
+
+def test_a_divisor_clips_a_gradient_to_the_length_that_torch_clips_it_to():
+    ours = random_like_weights(0)[QKV]
+    theirs = torch.nn.Parameter(ours.clone())
+    theirs.grad = ours.clone()
+    norm = torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+    divisor = clip_divisor(norm, 0.5)
+    torch.testing.assert_close(ours / divisor, theirs.grad, rtol=1e-15, atol=0.0)
+    assert clip_divisor(norm, 0.0) is None
+    assert clip_divisor(norm, 1e3) == 1.0
+    assert clip_divisor(torch.tensor(torch.nan), 0.5).isnan()
+    assert clip_divisor(torch.tensor(torch.inf), 0.5).isinf()
+    # A meta tensor has no values: whatever asked for one would raise.
+    assert clip_divisor(norm.to("meta"), 0.5).is_meta
 
 
 def by_torch(kind: type[torch.optim.Optimizer], **values: object) -> dict[str, Tensor]:
@@ -180,7 +252,8 @@ def test_a_weight_or_an_update_of_length_zero_has_ratio_one():
 def test_a_lamb_step_never_waits_for_the_device():
     # A meta tensor has no values: whatever asked for one would raise.
     weights = {name: w.to("meta") for name, w in random_like_weights(0).items()}
-    optimizer_of(section("lamb"), weights).step({name: w.clone() for name, w in weights.items()}, RATE)
+    for divisor in (None, torch.ones((), device="meta")):
+        optimizer_of(section("lamb"), weights).step({name: w.clone() for name, w in weights.items()}, RATE, divisor)
 
 
 @pytest.mark.parametrize("name", SECTIONS)

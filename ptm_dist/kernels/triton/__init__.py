@@ -1,1 +1,1 @@
-"""Kernels in Triton; imported where one is chosen, since the core works without triton."""
+"""Kernels in Triton: code for the device and what launches it, imported only where a kernel is chosen."""

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ptm_dist.kernels.dropout import Drop
 from ptm_dist.kernels.triton.layer_norm import (
+    MOST_SUMMED,
     Statistics,
     affine_sums,
     empty_statistics,
     normalise,
     normalise_backward,
     row_options,
+    sum_columns,
 )
 from ptm_dist.kernels.triton.philox import drop_arguments, keep_factors
 
@@ -117,8 +119,9 @@ def _backward(
     feature = tl.arange(0, BLOCK)
     inside = feature < WIDTH
     scale = tl.load(weight + feature, mask=inside, other=0.0).to(REAL)
-    weight_sum = tl.zeros([BLOCK], REAL)
-    bias_sum = tl.zeros([BLOCK], REAL)
+    if of_weight is not None:
+        weight_sum = tl.zeros([BLOCK], REAL)
+        bias_sum = tl.zeros([BLOCK], REAL)
     first = program * rows_each
     for number in range(first, tl.minimum(first + rows_each, rows)):
         row = tl.cast(number, tl.int64)
@@ -126,8 +129,9 @@ def _backward(
         gradient = tl.load(of_normed + here, mask=inside, other=0.0).to(REAL)
         inverse = tl.load(inverses + row)
         normal = (tl.load(total + here, mask=inside, other=0.0).to(REAL) - tl.load(means + row)) * inverse
-        weight_sum += gradient * normal
-        bias_sum += gradient
+        if of_weight is not None:
+            weight_sum += gradient * normal
+            bias_sum += gradient
         value = normalise_backward(gradient, scale, normal, inverse, WIDTH)
         if of_total is not None:
             value += tl.load(of_total + here, mask=inside, other=0.0).to(REAL)
@@ -135,16 +139,19 @@ def _backward(
         if key is not None:
             value *= keep_factors(key, samples, places, row, seq, place_stride, THRESHOLD, BLOCK, REAL)
             tl.store(of_branch + here, value.to(of_branch.dtype.element_ty), mask=inside)
-    tl.store(of_weight + program * WIDTH + feature, weight_sum, mask=inside)
-    tl.store(of_bias + program * WIDTH + feature, bias_sum, mask=inside)
+    if of_weight is not None:
+        tl.store(of_weight + program * WIDTH + feature, weight_sum, mask=inside)
+        tl.store(of_bias + program * WIDTH + feature, bias_sum, mask=inside)
 
 
 def drop_add(branch: Tensor, residual: Tensor | None, drop: Drop) -> Tensor:
     """``residual + dropout(branch)``, ``[batch, seq, width]``; None adds nothing."""
     branch, residual = branch.contiguous(), None if residual is None else residual.contiguous()
     _, seq, width = branch.shape
-    total = torch.empty_like(branch)
-    options = drop_arguments(drop, seq) | row_options(width, branch.dtype)
+    total = torch.empty_like(
+        branch, dtype=torch.promote_types(branch.dtype, (branch if residual is None else residual).dtype)
+    )
+    options = drop_arguments(drop, seq) | row_options(width, total.dtype)
     _drop_add[(total.numel() // width,)](branch, residual, total, **options)
     return total
 
@@ -155,9 +162,10 @@ def add_norm(
     """LayerNorm of ``residual + dropout(branch)``, the sum itself, ``[batch, seq, width]``, and what it had."""
     branch, residual = branch.contiguous(), residual.contiguous()
     _, seq, width = branch.shape
-    normed, total = torch.empty_like(branch), torch.empty_like(branch)
-    statistics = empty_statistics(branch)
-    options = drop_arguments(drop, seq) | row_options(width, branch.dtype)
+    total = torch.empty_like(branch, dtype=torch.promote_types(branch.dtype, residual.dtype))
+    normed = torch.empty_like(total)
+    statistics = empty_statistics(total)
+    options = drop_arguments(drop, seq) | row_options(width, total.dtype)
     _forward[(total.numel() // width,)](branch, residual, weight, bias, normed, total, *statistics, **options, EPS=eps)
     return normed, total, statistics
 
@@ -186,10 +194,13 @@ def add_norm_backward(
     of_residual = torch.empty_like(total)
     of_branch = of_residual if drop is None else torch.empty_like(total)
     sums, rows_each = affine_sums(rows, total)
+    alone = width > MOST_SUMMED
     options = drop_arguments(drop, seq) | row_options(width, total.dtype)
     _backward[(sums.shape[1],)](
-        of_normed, of_total, total, weight, *statistics, of_residual, of_branch, *sums, **options,
-        rows=rows, rows_each=rows_each,
+        of_normed, of_total, total, weight, *statistics, of_residual, of_branch,
+        *((None, None) if alone else sums), **options, rows=rows, rows_each=rows_each,
     )  # fmt: skip
+    if alone:
+        sum_columns(of_normed, total, statistics, sums, rows_each)
     of_weight, of_bias = sums.sum(1).to(weight.dtype)
     return of_branch, of_residual, of_weight, of_bias

@@ -5,7 +5,6 @@ A program holds whole rows in registers. Statistics are float32, or float64 wher
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor
 
 Statistics = tuple[Tensor, Tensor]
 """Mean of each row, and the inverse of its deviation, float32 or float64."""
+
+MOST_SUMMED = 8192
+"""Features of the widest row beside which a program has registers for the gradients of weight and bias."""
 
 
 @triton.jit
@@ -52,9 +54,57 @@ def normalise_backward(
     return (weighted - normal * along - mean) * inverse
 
 
+@triton.jit
+def _sum_columns(
+    gradients: tl.tensor,
+    total: tl.tensor,
+    means: tl.tensor,
+    inverses: tl.tensor,
+    of_weight: tl.tensor,
+    of_bias: tl.tensor,
+    rows: tl.tensor,
+    rows_each: tl.tensor,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REAL: tl.constexpr,
+) -> None:
+    program = tl.program_id(0).to(tl.int64)
+    feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = feature < WIDTH
+    weight_sum = tl.zeros([BLOCK], REAL)
+    bias_sum = tl.zeros([BLOCK], REAL)
+    first = program * rows_each
+    for number in range(first, tl.minimum(first + rows_each, rows)):
+        row = tl.cast(number, tl.int64)
+        gradient = tl.load(gradients + row * WIDTH + feature, mask=inside, other=0.0).to(REAL)
+        value = tl.load(total + row * WIDTH + feature, mask=inside, other=0.0).to(REAL)
+        weight_sum += gradient * ((value - tl.load(means + row)) * tl.load(inverses + row))
+        bias_sum += gradient
+    tl.store(of_weight + program * WIDTH + feature, weight_sum, mask=inside)
+    tl.store(of_bias + program * WIDTH + feature, bias_sum, mask=inside)
+
+
+def sum_columns(gradients: Tensor, total: Tensor, statistics: Statistics, sums: Tensor, rows_each: int) -> None:
+    """What programs of a backward pass sum up for weight and bias, where their rows leave no registers for it.
+
+    Args:
+        gradients: of what LayerNorm gave, ``[..., width]``, contiguous.
+        total: what it norms, the same shape.
+        statistics: of `total`.
+        sums: the result, of :func:`affine_sums`.
+        rows_each: as it says.
+    """
+    _, programs, width = sums.shape
+    rows = total.numel() // width
+    options = row_options(width, total.dtype) | {"BLOCK": 1024, "num_warps": 4}
+    _sum_columns[(programs, -(-width // 1024))](
+        gradients, total, *statistics, *sums, rows=rows, rows_each=rows_each, **options
+    )
+
+
 def row_options(width: int, dtype: torch.dtype) -> dict[str, Any]:
     """Constants of a kernel whose programs hold a row in registers."""
-    block = max(triton.next_power_of_2(width), 64)
+    block = max(1 << (width - 1).bit_length(), 64)
     # Eight elements for each thread: 16 bytes of bfloat16, the widest load there is.
     warps = min(max(block // 256, 1), 32)
     real = tl.float64 if dtype is torch.float64 else tl.float32
@@ -79,7 +129,7 @@ def affine_sums(rows: int, like: Tensor) -> tuple[Tensor, int]:
     width = like.shape[-1]
     # Enough programs to keep every processor's loads in flight; a row of 8192 fills one by itself.
     programs = _processors(like.device) * min(max(8192 // width, 1), 8)
-    each = -(-rows // programs)
+    each = max(-(-rows // programs), 1)
     return like.new_empty((2, -(-rows // each), width), dtype=_real(like.dtype)), each
 
 
@@ -87,6 +137,5 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-@cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -9,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from ptm_dist.kernels.add_norm import add
 from ptm_dist.kernels.choice import Form
 from ptm_dist.kernels.dropout import Drop
+from ptm_dist.kernels.philox import uniform16
+from ptm_dist.kernels.triton.layer_norm import MOST_SUMMED
 from tests.kernels.norm_cases import (
     a_drop,
     add_norm_inputs,
@@ -50,6 +54,14 @@ def test_results_and_gradients_are_those_of_plain_float64(shape, dropping, used)
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_rows_too_wide_for_the_registers_of_a_program_are_summed_by_another_kernel():
+    drop, inputs = a_drop(1, 3), add_norm_inputs(1, 3, MOST_SUMMED + 40)
+    expected = run(plain_add_norm(drop), inputs, torch.float64)
+    found = run(fused_add_norm(drop, Form.TRITON), inputs, torch.float64)
+    for ours, theirs in zip(found.all(), expected.all(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)  # Only the order of sums differs.
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropping", [False, True])
 @pytest.mark.parametrize("shape", [(1, 3, 47), (1, 17, 20), (2, 2, 257)])
@@ -74,6 +86,17 @@ def test_kernels_draw_the_same_bits(width, own_positions):
     assert torch.equal(out, plain_factors(drop, ones))
 
 
+def test_kernels_keep_a_number_that_equals_the_threshold():
+    drop = a_drop(1, 3)
+    counter = (drop.positions[None], drop.samples[:, None], torch.tensor([[0]]))
+    drawn = uniform16(counter, 8, (drop.key[0], drop.key[1]))
+    ones = torch.ones(1, 3, 8, dtype=torch.float64)
+    for least in drawn.flatten().tolist():
+        equal = replace(drop, probability=least / 65536)
+        out = add(ones, torch.zeros_like(ones), equal, choice_of(Form.TRITON))
+        assert torch.equal(out != 0, drawn >= least)
+
+
 def test_a_part_of_a_batch_is_dropped_as_in_the_whole():
     drop, ones = a_drop(3, 5), torch.ones(3, 5, 40)
     whole = add(ones, ones, drop, choice_of(Form.TRITON))
@@ -91,6 +114,20 @@ def test_inputs_and_gradients_may_lie_anywhere_in_memory():
     leaves = [value.clone().requires_grad_() for value in inputs]
     function(*leaves)[0].sum().backward()  # a gradient with strides of 0
     torch.testing.assert_close(leaves[3].grad, torch.full((40,), 6.0, dtype=torch.float64))
+
+
+def test_a_wider_residual_stream_stays_as_wide():
+    drop, (branch, residual, weight, bias) = a_drop(2, 3), add_norm_inputs(2, 3, 40)
+    inputs = [branch.bfloat16(), residual.float(), weight.float(), bias.float()]
+    results = []
+    for form in (Form.REFERENCE, Form.TRITON):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        normed, total = fused_add_norm(drop, form)(*leaves)
+        (normed.square().sum() + total.sum()).backward()
+        results.append([normed, total, *(leaf.grad for leaf in leaves)])
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("wanted", range(4))

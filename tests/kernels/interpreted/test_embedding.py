@@ -26,52 +26,35 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def without_none(inputs):
-    """Values and a function that takes them back to their places."""
-    present = [index for index, value in enumerate(inputs) if value is not None]
-
-    def spread(function):
-        def spreading(*values):
-            arguments = [None] * len(inputs)
-            for index, value in zip(present, values, strict=True):
-                arguments[index] = value
-            return function(*arguments)
-
-        return spreading
-
-    return [inputs[index] for index in present], spread
-
-
 @pytest.mark.parametrize("dropping", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_results_and_gradients_are_those_of_plain_float64(shape, normed, dropping):
+def test_results_and_gradients_are_those_of_plain_float64(shape, segments, normed, dropping):
     drop = a_drop(*shape[:2]) if dropping else None
-    for segments, own_positions in ((False, False), (True, True)):
-        inputs, spread = without_none(
-            embed_inputs(*shape, normed=normed, segments=segments, own_positions=own_positions)
-        )
-        expected = run(spread(plain_embed(drop)), inputs, torch.float64).all()
-        found = run(spread(fused_embed(drop, Form.TRITON)), inputs, torch.float64).all()
-        for ours, theirs in zip(found, expected, strict=True):
-            # Only the order of sums differs; a row of one element divides by the root of 1e-5.
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    inputs = embed_inputs(*shape, normed=normed, segments=segments, own_positions=segments)
+    expected = run(plain_embed(drop, segments=segments), inputs, torch.float64)
+    found = run(fused_embed(drop, Form.TRITON, segments=segments), inputs, torch.float64)
+    for ours, theirs in zip(found.all(), expected.all(), strict=True):
+        # Only the order of sums differs; a row of one element divides by the root of 1e-5.
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("normed", [False, True])
 def test_low_precision_is_as_accurate_as_torch(normed, dtype):
     drop = a_drop(2, 9, own_positions=True)
-    inputs, spread = without_none(embed_inputs(2, 9, 47, normed=normed, segments=True))
-    assert_as_accurate(spread(fused_embed(drop, Form.TRITON)), spread(plain_embed(drop)), inputs, dtype)
+    inputs = embed_inputs(2, 9, 47, normed=normed, segments=True)
+    plain, fused = plain_embed(drop, segments=True), fused_embed(drop, Form.TRITON, segments=True)
+    assert_as_accurate(fused, plain, inputs, dtype)
 
 
 def test_positions_alone_may_want_a_gradient():
     drop = a_drop(3, 4)
-    token, position, _, weight, bias = embed_inputs(3, 4, 40, normed=True, segments=False)
-    grads = []
-    for function in (fused_embed(drop, Form.TRITON), plain_embed(drop)):
+    token, position, *affine = embed_inputs(3, 4, 40, normed=True, segments=False)
+    gradients = []
+    for function in (fused_embed(drop, Form.TRITON, segments=False), plain_embed(drop, segments=False)):
         leaf = position.clone().requires_grad_()
-        function(token, leaf, None, weight, bias)[0].square().sum().backward()
-        grads.append(leaf.grad)
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+        function(token, leaf, *affine)[0].square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
