@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ptm_dist.kernels import attention as operation
 from ptm_dist.kernels import attention_blocks
 from ptm_dist.kernels.attention import _forward, attention
 from ptm_dist.kernels.attention_blocks import attend_in_blocks, attend_in_blocks_backward
@@ -27,6 +28,8 @@ from tests.kernels.attention_cases import (
     results,
     worst,
 )
+from tests.parity.cells import Problem, global_batch
+from tests.ptm_dist.test_dropout import engine_of
 
 SHAPE = (2, 3, 45, 45, 16)
 """Batch, heads, queries, keys, size of a head."""
@@ -111,6 +114,21 @@ def test_recomputation_gives_the_same_gradients():
     function = ours("causal", drop, Form.REFERENCE)
     again = results(lambda *leaves: checkpoint(function, *leaves, use_reentrant=False), given)
     assert all(torch.equal(one, other) for one, other in zip(again, results(function, given), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "times"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_selective_recomputation_keeps_what_attention_gave(kind, times, monkeypatch):
+    calls = []
+
+    def counted(*given):
+        calls.append(given)
+        return attend_in_blocks(*given)
+
+    monkeypatch.setattr(operation, "attend_in_blocks", counted)
+    problem = Problem(dropout=0.1)
+    engine = engine_of(problem, recompute=kind)
+    engine.accumulate(global_batch(problem, 0))
+    assert len(calls) == times * engine.model.spec.num_layers
 
 
 def test_no_scores_are_kept_for_the_backward_pass():
