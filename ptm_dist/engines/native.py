@@ -193,4 +193,11 @@ class NativeEngine:
         count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
         length = batch.inputs.shape[1]
         window = context_window(length, self.mesh.context, self.device)
-        return list(split_batch(batch, count, size, self.model.spec, window))
+        return list(split_batch(batch, count, size, self.model.spec, window, packs=self._packs))
+
+    @property
+    def _packs(self) -> bool:
+        """Whether blocks may get any number of positions: stages exchange equal shapes, and so does a compiler ask."""
+        layout = self.layout
+        is_whole = layout.pipeline_parallel == layout.context_parallel == 1 and not layout.sequence_parallel
+        return is_whole and not layout.compile

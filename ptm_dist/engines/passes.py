@@ -74,6 +74,7 @@ class Passes:
             batch.window,
             batch.draws(self._keys),
             batch.targets,
+            batch.packed,
         )
         if stage.module.head is None:
             return out

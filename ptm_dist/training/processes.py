@@ -27,7 +27,7 @@ def make_deterministic(*, warns: bool = False) -> None:
     """Have torch choose algorithms that give the same bits each time.
 
     Args:
-        warns: where there is none, warn and go on, with torch's attention kernels as they are. Otherwise it is an error.
+        warns: where there is none, warn and go on, with torch's attention kernels as they are. Else it is an error.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=warns)
