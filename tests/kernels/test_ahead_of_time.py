@@ -61,6 +61,35 @@ _LOSS: dict[str, Value] = {"IGNORED": -100, "SMOOTHING": 0.0, "SPREAD": 0.0, "Z_
 _LOSS |= {"COUNTS_HITS": False, "BLOCK": 4096}
 
 
+_VECTORS = {f"{name}_{axis}": "i32:16" for name in ("query", "key", "value") for axis in ("sample", "head", "row")}
+_ATTENTION = (
+    dict.fromkeys(("query", "key", "value"), "*bf16")
+    | {"lse": "*fp32"}
+    | dict.fromkeys(("words", "samples", "query_places", "key_places"), "*i64")
+    | _VECTORS
+    | {"heads": "i32", "rows": "i32:16", "columns": "i32:16", "first_head": "i32"}
+)
+_ATTENTION_OUT = {
+    "attention._forward": {"output": "*bf16"},
+    "attention_backward._backward_queries": {"means": "*fp32"}
+    | dict.fromkeys(("output", "of_output", "of_query"), "*bf16"),
+    "attention_backward._backward_keys": {"means": "*fp32"}
+    | dict.fromkeys(("of_output", "of_key", "of_value"), "*bf16"),
+}
+_MASKED = {"mask": "*i1", "mask_sample": "i32:16", "mask_head": "i32:16", "mask_row": "i32:16"}
+
+
+def _attention(name: str, head: int, rows: int, columns: int, *, masked: bool, warps: int, stages: int) -> Kernel:
+    """Causal, or with a mask for each query."""
+    constants: dict[str, Value] = {"THRESHOLD": 6554, "CAUSAL": not masked, "BY_KEY": not masked, "IN_OCTETS": True}
+    constants |= {"HEAD": head, "WIDTH": head, "SCORE_SCALE": head**-0.5, "ROWS": rows, "COLUMNS": columns}
+    constants |= {"DOT": "tl.bfloat16", "REAL": "tl.float32", "mask_column": 1}
+    if not masked:
+        constants |= {"mask": None, "mask_sample": 0, "mask_head": 0, "mask_row": 0, "mask_column": 0}
+    arguments = _ATTENTION | _ATTENTION_OUT[name] | (_MASKED if masked else {})
+    return Kernel(name, arguments, constants, warps, stages)
+
+
 def _rows_of_logits(makes_statistics: bool, makes_gradient: bool, **other: Value) -> Kernel:
     constants = {"MAKES_STATISTICS": makes_statistics, "MAKES_GRADIENT": makes_gradient}
     return Kernel("cross_entropy._rows", _LOGITS, _LOSS | constants | other, warps=8)
@@ -158,6 +187,30 @@ TABLE: dict[str, tuple[Kernel, Limits]] = {
     ),
     "statistics of logits": (_rows_of_logits(True, False), Limits(48, 4, 0)),
     "gradient of logits": (_rows_of_logits(False, True), Limits(72, 4, 4)),
+    "attention, heads of 64": (
+        _attention("attention._forward", 64, 128, 64, masked=False, warps=8, stages=3),
+        Limits(192, 16, 4, tensor_cores=True),
+    ),
+    "attention, heads of 128, masked": (
+        _attention("attention._forward", 128, 64, 64, masked=True, warps=4, stages=2),
+        Limits(255, 40, 8, tensor_cores=True),
+    ),
+    "attention backwards by queries, heads of 64": (
+        _attention("attention_backward._backward_queries", 64, 64, 32, masked=False, warps=4, stages=2),
+        Limits(184, 20, 4, tensor_cores=True),
+    ),
+    "attention backwards by queries, heads of 128, masked": (
+        _attention("attention_backward._backward_queries", 128, 64, 32, masked=True, warps=4, stages=2),
+        Limits(255, 40, 8, tensor_cores=True),
+    ),
+    "attention backwards by keys, heads of 64": (
+        _attention("attention_backward._backward_keys", 64, 32, 64, masked=False, warps=8, stages=2),
+        Limits(255, 8, 4, tensor_cores=True),
+    ),
+    "attention backwards by keys, heads of 128, masked": (
+        _attention("attention_backward._backward_keys", 128, 32, 64, masked=True, warps=8, stages=2),
+        Limits(255, 16, 8, tensor_cores=True),
+    ),
     "gelu": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": False}), Limits(48, 2, 2)),
     "gelu, tanh": (Kernel("bias_gelu._forward", _GELU, _TILE | {"TANH": True}), Limits(40, 2, 2)),
     "gelu backwards": (Kernel("bias_gelu._backward", _GELU_BACKWARD, _TILE | {"TANH": False}), Limits(80, 4, 3)),
