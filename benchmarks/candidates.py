@@ -19,13 +19,15 @@ from ptm_dist.engines.native import NativeEngine
 from ptm_dist.models.hf import to_hf
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.schema import Recipe
+from ptm_dist.training.processes import settle
 
 Step = Callable[[], float]
 CPU = torch.device("cpu")
 
 
 def ours(problem: Problem, device: torch.device = CPU, **layout: Any) -> Step:
-    """The native engine at a layout."""
+    """The native engine at a layout, in a process like those of ``ptm train``."""
+    settle(device.type)
     ranks = _world()
     data_ranks = ranks // layout.get("tensor_parallel", 1)
     recipe = problem.recipe(data_ranks, **layout)

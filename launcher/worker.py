@@ -92,9 +92,12 @@ def train(job: Job) -> None:
     """Run a recipe; afterwards rank 0 says and writes how it ended."""
     from launcher.outcome import ending, write_outcome
     from ptm_dist.recipe.schema import Recipe
+    from ptm_dist.training.processes import settle
     from ptm_dist.training.run import run
 
-    summary = run(Recipe.model_validate(job.payload), job.world, job.link)
+    recipe = Recipe.model_validate(job.payload)
+    settle(recipe.launch.device)
+    summary = run(recipe, job.world, job.link)
     if job.world.rank == 0:
         job.link.tell_outcome({"makes_way": summary.makes_way, "step": summary.step})
         if not summary.makes_way:

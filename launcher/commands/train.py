@@ -155,9 +155,11 @@ def _run_in(world: World, recipe: Recipe, as_json: bool) -> int:
 
 def _checked_run(world: World, recipe: Recipe) -> RunSummary:
     from ptm_dist.training.preflight import preflight
+    from ptm_dist.training.processes import settle
     from ptm_dist.training.run import run
 
     preflight(recipe, world.world_size)
+    settle(recipe.launch.device)
     return run(recipe, world)
 
 

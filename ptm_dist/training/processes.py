@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from ptm_dist.parallel.control import ControlGroup, control_group
+from ptm_dist.training.allocation import keep_freed_memory
 from ptm_dist.training.world import World
 
 
@@ -21,6 +22,15 @@ def choose_device(kind: str, local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def settle(kind: str) -> None:
+    """What a process does that has no other work than a run; `kind` as in ``launch.device``.
+
+    On the CPU it keeps freed memory, which there is what tensors are made of.
+    """
+    if kind == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
 
 
 def make_deterministic(*, warns: bool = False) -> None:
