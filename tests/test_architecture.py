@@ -62,7 +62,8 @@ def test_functions_can_be_read_at_one_glance():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 docstring = ast.get_docstring(node, clean=False) or ""
-                lines = node.end_lineno - node.lineno + 1 - docstring.count("\n")
+                # A kernel may have forty arguments, one to a line: a list, and nothing to follow.
+                lines = node.end_lineno - node.body[0].lineno + 1 - docstring.count("\n")
                 assert lines <= 60, f"{path}:{node.lineno} {node.name} has {lines} lines"
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from ptm_dist.accounting.holdings import Place, heads_of, length_here, positions_of
 from ptm_dist.accounting.watch import Collective, Traffic
+from ptm_dist.kernels.cross_entropy import NUM_STATISTICS
+from ptm_dist.kernels.linear_cross_entropy import Portion
 from ptm_dist.models import model_spec
 from ptm_dist.models.spec import ModelSpec, NormPosition
 from ptm_dist.recipe.layout import ResolvedLayout
 from ptm_dist.recipe.schema import Recipe
-from ptm_dist.training.activations import COMPUTE_BYTES, MASTER_BYTES
-
-_ID = 8
+from ptm_dist.training.activations import COMPUTE_BYTES, MASTER_BYTES, scores_chunks
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,30 @@ class Messages:
         return total
 
     def heads(self) -> Traffic:
-        """Into the matrix of the vocabulary and back, and what cross entropy sums; for encoders hits as well."""
+        """Into the matrix of the vocabulary and back, and the statistics of logits, chunk by chunk where they are.
+
+        Where all logits are stored, positions are gathered once more for the gradient of the matrix.
+        """
         total = Traffic()
         hidden = self._whole(self.spec.block.hidden_size)
         here = length_here(self.layout, self.length, self.place.context)
         predicted = self.samples * min(self.predictions, here)
+        is_chunked = scores_chunks(self.recipe, predicted)
         if not self.spec.block.causal:
             total.add(Collective.ALL_GATHER, hidden, int(self.layout.sequence_parallel))
             total.add(Collective.ALL_REDUCE, predicted * self.spec.embedding.size * self._compute)
-            total.add(Collective.ALL_REDUCE, predicted * self._compute)
-            total.add(Collective.ALL_REDUCE, predicted * _ID)
         elif self.layout.sequence_parallel:
-            total.add(Collective.ALL_GATHER, hidden, 2)
+            total.add(Collective.ALL_GATHER, hidden, 1 if is_chunked else 2)
             total.add(Collective.REDUCE_SCATTER, hidden)
         else:
             total.add(Collective.ALL_REDUCE, hidden)
-        total.add(Collective.ALL_REDUCE, predicted * self._wide)
-        total.add(Collective.ALL_REDUCE, 2 * predicted * self._wide)
+        tokens = predicted
+        if is_chunked:
+            most = -(-self.spec.embedding.vocab_size // self.layout.tensor_parallel)
+            tokens = Portion.of(torch.device("cuda")).at_a_time(predicted, most)
+        for begin in range(0, predicted, tokens):
+            rows = self.layout.tensor_parallel * min(tokens, predicted - begin)
+            total.add(Collective.ALL_GATHER, NUM_STATISTICS * rows * self._wide)
         return total
 
     def sums_of_partial(self, size: int) -> Traffic:

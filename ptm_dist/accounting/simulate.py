@@ -27,6 +27,7 @@ from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.accounting.watch import Observed, observe
 from ptm_dist.engines.microbatch import MicroBatch
 from ptm_dist.engines.native import NativeEngine
+from ptm_dist.kernels.linear_cross_entropy import Portion
 from ptm_dist.recipe.layout import ResolvedLayout, resolve_layout
 from ptm_dist.recipe.phases import phases
 from ptm_dist.recipe.schema import Recipe
@@ -116,6 +117,9 @@ class _Rank(NativeEngine):
     def __init__(self, recipe: Recipe, layout: ResolvedLayout, mode: FakeTensorMode) -> None:
         self._mode = mode
         super().__init__(recipe, layout, torch.device("cpu"))
+        for stage in self.model.stages.values():
+            if stage.module.head is not None:
+                stage.module.head.decoder.portion = Portion.of(torch.device("cuda"))
 
     def _materialize(self) -> None:
         """Fake weights have no values."""

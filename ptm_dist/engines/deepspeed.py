@@ -23,7 +23,8 @@ from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.errors import RecipeError
-from ptm_dist.models import LanguageModel, ModelOutput, build_model
+from ptm_dist.kernels.choice import Choice
+from ptm_dist.models import LanguageModel, ModelScore, build_model
 from ptm_dist.models.attention import Window
 from ptm_dist.models.draws import dropout_keys
 from ptm_dist.models.initialization import fill_initial
@@ -155,15 +156,16 @@ class DeepSpeedEngine:
         return self._data.sum(sums), counts
 
     def _forward(self, micro: MicroBatch, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output = self.engine(
+        score = self.engine(
             micro.input_ids,
             micro.segment_ids,
             micro.valid,
             micro.positions,
             micro.documents,
             draws=micro.draws(keys),
+            targets=micro.targets,
         )
-        return forward_sums(cast(ModelOutput, output), micro, self.spec, ALONE)
+        return forward_sums(cast(ModelScore, score), micro)
 
     def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:
         length = batch.inputs.shape[1]
@@ -283,6 +285,7 @@ def _build(
             model = build_model(recipe.model)
         model.to_empty(device=device)
         model.tie()
+    model.choose(Choice.of(recipe.kernels.model_dump(), device))
     apply_recompute(model, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(model)

@@ -9,7 +9,7 @@ from torch import Tensor
 from data_pipeline.batches import StepBatch
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.engines.microbatch import MicroBatch
-from ptm_dist.models.model import ModelOutput
+from ptm_dist.models.model import ModelOutput, ModelScore
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.parallel.loss import vocab_parallel_cross_entropy, vocab_parallel_hits
 from ptm_dist.parallel.mesh import RankGroup
@@ -25,8 +25,20 @@ def count_targets(batch: StepBatch) -> Tensor:
     return torch.stack(counts).double()
 
 
-def forward_sums(output: ModelOutput, micro: MicroBatch, spec: ModelSpec, ranks: RankGroup) -> tuple[Tensor, Tensor]:
+def forward_sums(score: ModelScore, micro: MicroBatch) -> tuple[Tensor, Tensor]:
     """Losses that can be differentiated, and hits.
+
+    Args:
+        score: of the model.
+        micro: what it was to predict.
+
+    Returns: sums over targets of the token and pair losses, ``[2]``, and of hits, ``[2]``.
+    """
+    return _with_pairs(score.tokens.loss, score.tokens.hits, score.pairs, micro)
+
+
+def sums_of_logits(output: ModelOutput, micro: MicroBatch, spec: ModelSpec, ranks: RankGroup) -> tuple[Tensor, Tensor]:
+    """:func:`forward_sums` of a model that gives its logits.
 
     Args:
         output: of the model; its token logits are this rank's columns.
@@ -38,16 +50,21 @@ def forward_sums(output: ModelOutput, micro: MicroBatch, spec: ModelSpec, ranks:
     """
     vocab_size = spec.embedding.vocab_size
     logits = output.tokens.flatten(0, -2)
-    losses = [vocab_parallel_cross_entropy(logits, micro.targets, vocab_size, ranks).sum()]
-    hits = [torch.zeros_like(losses[0])]
+    loss = vocab_parallel_cross_entropy(logits, micro.targets, vocab_size, ranks).sum()
+    hits = torch.zeros_like(loss)
     if not spec.block.causal:
-        hits = [vocab_parallel_hits(logits.detach(), micro.targets, vocab_size, ranks).sum().to(losses[0])]
-    if output.pairs is None:
-        return torch.stack([*losses, torch.zeros_like(losses[0])]), torch.stack([*hits, torch.zeros_like(hits[0])])
-    pairs = output.pairs.to(losses[0].dtype)
-    losses.append(F.cross_entropy(pairs, micro.pair_targets, ignore_index=IGNORE_INDEX, reduction="sum"))
-    hits.append((pairs.argmax(-1) == micro.pair_targets).sum().to(hits[0]))
-    return torch.stack(losses), torch.stack(hits)
+        hits = vocab_parallel_hits(logits.detach(), micro.targets, vocab_size, ranks).sum().to(loss)
+    return _with_pairs(loss, hits, output.pairs, micro)
+
+
+def _with_pairs(loss: Tensor, hits: Tensor, pairs: Tensor | None, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Those of tokens, and those of pairs, 0 without any."""
+    if pairs is None:
+        return torch.stack([loss, torch.zeros_like(loss)]), torch.stack([hits, torch.zeros_like(hits)])
+    wide = pairs.to(loss.dtype)
+    pair_loss = F.cross_entropy(wide, micro.pair_targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    pair_hits = (wide.argmax(-1) == micro.pair_targets).sum().to(hits)
+    return torch.stack([loss, pair_loss]), torch.stack([hits, pair_hits])
 
 
 def named_metrics(sums: list[float], counts: list[float], objective: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_pipeline.batches import StepBatch
 from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
-from ptm_dist.engines.losses import NUM_SUMS, count_targets, forward_sums, mean_loss, named_metrics
+from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics, sums_of_logits
 from ptm_dist.engines.megatron_config import (
     check_device,
     check_installed,
@@ -198,7 +198,7 @@ class MegatronEngine:
             micro = next(micros)
 
             def loss(output: Any) -> tuple[Tensor, Tensor, Tensor]:
-                losses, hits = forward_sums(output, micro, self._padded, self.tensor)
+                losses, hits = sums_of_logits(output, micro, self._padded, self.tensor)
                 sums = torch.stack([losses.detach(), hits], dim=1).flatten().double()
                 return mean_loss(losses, counts.to(losses.dtype)), torch.zeros_like(sums[0]).int(), sums
 

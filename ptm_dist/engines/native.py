@@ -14,6 +14,7 @@ from ptm_dist.engines.engine import Accept, EvaluationResult, StepResult
 from ptm_dist.engines.losses import NUM_SUMS, count_targets, mean_loss, named_metrics
 from ptm_dist.engines.microbatch import MicroBatch, split_batch
 from ptm_dist.engines.passes import Passes
+from ptm_dist.kernels.attention_order import attention_order
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import build_model
 from ptm_dist.models.draws import dropout_keys
@@ -123,7 +124,8 @@ class NativeEngine:
         def loss_of(losses: Tensor) -> Tensor:
             return mean_loss(losses, counts.to(losses.dtype))
 
-        self.pipeline.train(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=loss_of))
+        with attention_order(self.device):
+            self.pipeline.train(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=loss_of))
         return self.mesh.losses.sum(passes.sums), counts
 
     @torch.no_grad()
@@ -133,7 +135,9 @@ class NativeEngine:
         for batch in batches:
             totals[NUM_SUMS:] += count_targets(batch).to(self.device)
             passes = self._passes(batch)
-            self.pipeline.evaluate(len(passes.micro_batches), passes.like, partial(passes.forward, loss_of=torch.sum))
+            forward = partial(passes.forward, loss_of=torch.sum)
+            with attention_order(self.device):
+                self.pipeline.evaluate(len(passes.micro_batches), passes.like, forward)
             totals[:NUM_SUMS] += passes.sums
         self.model.release()
         sums = self.mesh.losses.sum(totals[:NUM_SUMS])
@@ -189,4 +193,11 @@ class NativeEngine:
         count, size = self.layout.micro_batches(batch.global_batch_size, times_shorter)
         length = batch.inputs.shape[1]
         window = context_window(length, self.mesh.context, self.device)
-        return list(split_batch(batch, count, size, self.model.spec, window))
+        return list(split_batch(batch, count, size, self.model.spec, window, packs=self._packs))
+
+    @property
+    def _packs(self) -> bool:
+        """Whether blocks may get any number of positions: stages exchange equal shapes, and so does a compiler ask."""
+        layout = self.layout
+        is_whole = layout.pipeline_parallel == layout.context_parallel == 1 and not layout.sequence_parallel
+        return is_whole and not layout.compile

@@ -73,9 +73,11 @@ class Passes:
             batch.documents,
             batch.window,
             batch.draws(self._keys),
+            batch.targets,
+            batch.packed,
         )
         if stage.module.head is None:
             return out
-        losses, hits = forward_sums(out, batch, self._model.spec, self._model.mesh.tensor)
+        losses, hits = forward_sums(out, batch)
         self.sums += torch.stack([losses.detach(), hits], dim=1).flatten()
         return loss_of(losses)

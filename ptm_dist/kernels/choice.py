@@ -25,6 +25,8 @@ _MEASURED = Path(__file__).with_name("measured.json")
 class Operation(StrEnum):
     """What has more than one form."""
 
+    LINEAR_CROSS_ENTROPY = "linear_cross_entropy"
+    """Head and loss: of all logits, or of some tokens at a time."""
     CROSS_ENTROPY = "cross_entropy"
     """Loss, gradient and hits of a block of logits, in place of them."""
     ADD_NORM = "add_norm"
@@ -48,6 +50,10 @@ class Form(StrEnum):
     """A kernel of ptm_dist/kernels/triton."""
     COMPILE = "compile"
     """torch.compile of the reference."""
+    WHOLE = "whole"
+    """All logits are stored."""
+    CHUNKED = "chunked"
+    """The logits of some tokens are there at a time."""
     LIGER = "liger"
     """The package liger-kernel."""
     APEX = "apex"

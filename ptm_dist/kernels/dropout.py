@@ -24,7 +24,8 @@ class Drop:
     Attributes:
         probability: of an element to become 0; above 0 and below 1.
         key: two words of 32 bits, ``[2]``, int64.
-        samples: counter of each row's sample in the global order, its lower 32 bits, ``[batch]``, int64.
+        samples: counter of each row's sample in the global order, its lower 32 bits, ``[batch]``, or ``[batch, seq]``
+            where a row has positions of several samples, int64.
         positions: place of each column in its sequence, ``[seq]``, or ``[batch, seq]`` where rows differ, int64.
     """
 
@@ -40,7 +41,7 @@ class Drop:
         :func:`ptm_dist.kernels.philox.uniform16`.
         """
         positions = self.positions if self.positions.dim() == 2 else self.positions[None, :]
-        samples = self.samples[:, None]
+        samples = self.samples if self.samples.dim() == 2 else self.samples[:, None]
         counter = (positions, samples, torch.zeros_like(samples))
         return at_least(threshold(self.probability), counter, features, self.key)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptm_dist.kernels.philox import MULTIPLIERS, PER_COUNTER, ROUNDS, WEYL, uniform16
+from ptm_dist.kernels.philox import MULTIPLIERS, PER_COUNTER, ROUNDS, WEYL, octets16
 
 _COUNTERS = 1 << 14
 """Drawn at a time: their words and products take a megabyte."""
@@ -35,15 +35,29 @@ def at_least(least: int, counter: tuple[Tensor, Tensor, Tensor], size: int, key:
 
     Returns: ``[..., size]``, bool.
     """
+    octets = torch.arange(-(-size // PER_COUNTER), device=key.device)
+    return octets_at_least(least, counter, octets, key)[..., :size]
+
+
+def octets_at_least(least: int, counter: tuple[Tensor, Tensor, Tensor], octets: Tensor, key: Tensor) -> Tensor:
+    """Whether the numbers of :func:`ptm_dist.kernels.philox.octets16` reach a threshold.
+
+    Args:
+        least: see :func:`at_least`.
+        counter: see :func:`at_least`.
+        octets: groups of 8 indices, ``[n]``, int64.
+        key: two words, ``[2]``, int64.
+
+    Returns: ``[..., 8 n]``, bool, the groups one after the other.
+    """
     if key.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _at_least_on_cpu(least, counter, size, key)
-    return uniform16(counter, size, (key[0], key[1])) >= least
+        return _at_least_on_cpu(least, counter, octets.numpy().astype(np.uint64), key)
+    return octets16(counter, octets, (key[0], key[1])) >= least
 
 
-def _at_least_on_cpu(least: int, counter: tuple[Tensor, Tensor, Tensor], size: int, key: Tensor) -> Tensor:
+def _at_least_on_cpu(least: int, counter: tuple[Tensor, Tensor, Tensor], octets: Wide, key: Tensor) -> Tensor:
     places = torch.broadcast_tensors(*counter)
     rows = [word.reshape(-1, 1).numpy().astype(np.uint64) for word in places]
-    octets = np.arange(-(-size // PER_COUNTER), dtype=np.uint64)
     keys = _round_keys(*key.tolist())
     found = np.empty((len(rows[0]), len(octets) * PER_COUNTER), np.bool_)
     step = max(1, min(len(found), _COUNTERS // max(1, len(octets))))
@@ -55,7 +69,7 @@ def _at_least_on_cpu(least: int, counter: tuple[Tensor, Tensor, Tensor], size: i
         _draw((octets, *part), keys, room[:, :, : len(part[0])], drawn)
         halves = drawn.view("<u2").reshape(len(drawn), -1)
         np.greater_equal(halves, np.uint16(least), out=found[first : first + step])
-    return torch.from_numpy(found)[:, :size].reshape(*places[0].shape, size)
+    return torch.from_numpy(found).reshape(*places[0].shape, found.shape[1])
 
 
 def _round_keys(k0: int, k1: int) -> list[Wide]:

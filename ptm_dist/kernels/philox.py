@@ -60,11 +60,24 @@ def uniform16(counter: tuple[Tensor, Tensor, Tensor], size: int, key: tuple[Tens
 
     Returns: ``[..., size]``, int64.
     """
-    blocks = torch.arange(-(-size // PER_COUNTER), device=key[0].device)
+    octets = torch.arange(-(-size // PER_COUNTER), device=key[0].device)
+    return octets16(counter, octets, key)[..., :size]
+
+
+def octets16(counter: tuple[Tensor, Tensor, Tensor], octets: Tensor, key: tuple[Tensor, Tensor]) -> Tensor:
+    """The numbers of :func:`uniform16` for some groups of 8 indices.
+
+    Args:
+        counter: as there.
+        octets: the groups, ``[n]``, int64: number o has indices 8 o to 8 o + 7.
+        key: two words.
+
+    Returns: ``[..., 8 n]``, int64, the groups one after the other.
+    """
     c1, c2, c3 = (word[..., None] for word in counter)
-    words = philox((blocks, c1, c2, c3), (key[0][..., None], key[1][..., None]))
+    words = philox((octets, c1, c2, c3), (key[0][..., None], key[1][..., None]))
     halves = torch.stack([half for word in words for half in (word & (_STEPS - 1), word >> 16)], dim=-1)
-    return halves.flatten(-2)[..., :size]
+    return halves.flatten(-2)
 
 
 def threshold(probability: float) -> int:

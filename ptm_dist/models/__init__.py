@@ -5,6 +5,6 @@ roberta.py and albert.py read like their papers; initialization.py gives first w
 """
 
 from ptm_dist.models.factory import build_model, model_spec, parameter_shapes
-from ptm_dist.models.model import LanguageModel, ModelOutput
+from ptm_dist.models.model import LanguageModel, ModelOutput, ModelScore
 
-__all__ = ["LanguageModel", "ModelOutput", "build_model", "model_spec", "parameter_shapes"]
+__all__ = ["LanguageModel", "ModelOutput", "ModelScore", "build_model", "model_spec", "parameter_shapes"]

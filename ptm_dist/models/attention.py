@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -144,6 +144,7 @@ class SdpaMixer:
     ) -> Tensor:
         """``[batch, heads, seq, head_size]``, three times, to the same shape."""
         if drop is not None:
+            drop = replace(drop, in_octets=True)  # All positions, in order.
             return attention(query, key, value, visible.mask, visible.is_causal, drop, self._choice)
         if visible.block_mask is not None:
             return banded_attention(query, key, value, visible.block_mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -39,6 +39,8 @@ class LayerDraws:
         positions: place in the sequence of each position of the residual stream that is here, ``[n]``, int64.
         places: of each position that attention gets, ``[seq]``, int64: more than those where tensor-parallel ranks
             share the residual stream.
+        stream_samples: sample of each position of the residual stream, where that is packed in one row, ``[1, n]``;
+            None: `samples`. The positions are ``[1, n]`` then too.
     """
 
     probability: float
@@ -47,12 +49,25 @@ class LayerDraws:
     samples: Tensor
     positions: Tensor
     places: Tensor
+    stream_samples: Tensor | None = None
+
+    def packed(self, rows: Tensor) -> LayerDraws:
+        """The same for a residual stream of which only some positions are left, side by side.
+
+        Args:
+            rows: of the flattened ``[batch * seq]``, int64.
+        """
+        length = len(self.positions)
+        return replace(
+            self, positions=self.positions[rows % length][None], stream_samples=self.samples[rows // length][None]
+        )
 
     def hidden(self, site: Site) -> Drop | None:
         """Dropout of hidden states; None if there is none."""
         if not self.probability:
             return None
-        return Drop(self.probability, self.keys[site], self.samples, self.positions)
+        samples = self.samples if self.stream_samples is None else self.stream_samples
+        return Drop(self.probability, self.keys[site], samples, self.positions)
 
     def attention(self, first_head: int) -> AttentionDrop | None:
         """Dropout of attention probabilities; None if there is none.

@@ -10,14 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from ptm_dist.kernels.choice import Choice
+from ptm_dist.kernels.linear_cross_entropy import Score
 from ptm_dist.models.attention import Mixer, SdpaMixer, Sight, Window
 from ptm_dist.models.draws import Draws, LayerDraws
 from ptm_dist.models.embeddings import Embeddings
 from ptm_dist.models.heads import CausalHead, MaskedHead, PairHead
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.models.transformer import Block
+from ptm_dist.models.unpadding import UnpaddedMixer, ValidPositions
 
 _BEFORE_LAYERS = -1
+
+
+class ModelScore(NamedTuple):
+    """What a model's predictions are worth.
+
+    Attributes:
+        tokens: losses and hits over the vocabulary, sums over the targets.
+        pairs: see :class:`ModelOutput`.
+    """
+
+    tokens: Score
+    pairs: Tensor | None
 
 
 class ModelOutput(NamedTuple):
@@ -115,7 +129,9 @@ class LanguageModel(nn.Module):
         documents: Tensor | None = None,
         window: Window | None = None,
         draws: Draws | None = None,
-    ) -> ModelOutput | Tensor:
+        targets: Tensor | None = None,
+        packed: ValidPositions | None = None,
+    ) -> ModelOutput | ModelScore | Tensor:
         """Predict tokens, and how the parts of a sample belong together.
 
         Args:
@@ -131,16 +147,21 @@ class LanguageModel(nn.Module):
             window: the positions of the sequence that a row holds, where it does not hold all or `inputs` does not
                 tell how many; `valid` and `documents` are of whole sequences even then.
             draws: what dropout is drawn from; None: nothing is dropped, as in evaluation.
+            targets: token ids at `positions`, ``[n]``, or everywhere, ``[batch * seq]``, int64; ``IGNORE_INDEX`` where
+                there is none. With them predictions are scored, and their logits need not all be stored.
+            packed: the positions that `valid` calls valid: blocks compute these alone. For whole sequences of an
+                encoder; None: blocks compute padding as well.
 
-        Returns: predictions, or what a part without heads gives, ``[batch, seq, hidden]``.
+        Returns: predictions or their score, or what a part without heads gives, ``[batch, seq, hidden]``.
         """
-        hidden = self.encode(inputs, segment_ids, valid, documents, window, draws)
+        hidden = self.encode(inputs, segment_ids, valid, documents, window, draws, packed)
         if self.head is None:
             return hidden
         if self.before_heads is not None:
             hidden = self.before_heads(hidden)
         pairs = None if self.pair_head is None else self.pair_head(hidden)
-        return ModelOutput(self.head(hidden, positions), pairs)
+        tokens = self.head(hidden, positions, targets)
+        return ModelOutput(tokens, pairs) if targets is None else ModelScore(tokens, pairs)
 
     def encode(
         self,
@@ -150,6 +171,7 @@ class LanguageModel(nn.Module):
         documents: Tensor | None = None,
         window: Window | None = None,
         draws: Draws | None = None,
+        packed: ValidPositions | None = None,
     ) -> Tensor:
         """Hidden states after the last block, ``[batch, seq, hidden]``; arguments as in :meth:`forward`."""
         window = window or Window.whole(inputs.shape[1], inputs.device)
@@ -159,12 +181,16 @@ class LanguageModel(nn.Module):
             if documents is not None:
                 places = places_in_documents(documents)[:, places]
             hidden = self.embeddings(inputs, segment_ids, places, self._draws_of(_BEFORE_LAYERS, draws, window))
-        visible = self._visible(window, valid, documents)
+        visible, mixer = self._visible(window, valid, documents), self.mixer
+        if packed is not None:
+            hidden, mixer = packed.pack(hidden), UnpaddedMixer(self.mixer, packed)
         for layer in range(self.part.first, self.part.end):
             block = self.layers[str(self.spec.group_of(layer))]
             layer_draws = self._draws_of(layer, draws, window)
-            hidden = block(hidden, self.mixer, visible[self.spec.band_of(layer)], layer_draws)
-        return hidden
+            if layer_draws is not None and packed is not None:
+                layer_draws = layer_draws.packed(packed.places)
+            hidden = block(hidden, mixer, visible[self.spec.band_of(layer)], layer_draws)
+        return hidden if packed is None else packed.spread(hidden)
 
     def _draws_of(self, layer: int, draws: Draws | None, window: Window) -> LayerDraws | None:
         if draws is None:

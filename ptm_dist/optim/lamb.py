@@ -112,6 +112,7 @@ class Lamb:
         slots = (weights, gradients, self._exp_avg, self._exp_avg_sq)
         steps = self.steps_done - 1.0 if self.bias_correction else math.inf
         device = weights[names[0]].device
+        infinite = is_infinite(divisor)
         for shards, grads, first, second in _portions([[tensors[name] for name in names] for tensors in slots]):
             undivided = [gradient.clone() for gradient in grads]
             # Adam with the learning rate -1 adds its update to what it takes for weights: here, to the decay.
@@ -129,7 +130,7 @@ class Lamb:
                 list(torch.full((len(grads),), steps, device=device).unbind()),
                 fused=True,
                 grad_scale=divided_before(undivided, divisor),
-                found_inf=is_infinite(divisor),
+                found_inf=infinite,
                 amsgrad=False,
                 beta1=self.betas[0],
                 beta2=self.betas[1],

@@ -7,7 +7,6 @@ Shapes: queries ``[batch, heads, q, head_size]``, keys and values ``[batch, head
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,31 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
+from ptm_dist.kernels.attention_blocks import attend_in_blocks, attend_in_blocks_backward
+from ptm_dist.kernels.choice import Choice, Form, Operation
+from ptm_dist.kernels.seen import Seen
+
 _aten = torch.ops.aten
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over tensors of `dtype` are kept: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Which keys of a part its queries see; all, if neither is given.
-
-    Attributes:
-        mask: bool, broadcast to ``[batch, heads, q, k]``.
-        causal: query i sees keys 0 to i; there are as many keys as queries, and no mask.
-    """
-
-    mask: Tensor | None = None
-    causal: bool = False
-
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as something to add to scores: 0 or minus infinity, the mask's shape."""
-        if self.mask is None:
-            return None
-        return torch.zeros_like(self.mask, dtype=dtype).masked_fill_(~self.mask, -math.inf)
 
 
 class Kernel(Protocol):
@@ -55,32 +34,35 @@ class Kernel(Protocol):
 
 
 class PlainKernel:
-    """Matrix products as in the textbook; scores are kept whole."""
+    """torch's matrix products, a block of scores at a time; with or without dropout."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
         """See :class:`Kernel`."""
-        scores = self._scores(query, key, seen)
-        lse = scores.logsumexp(-1)
-        return ((scores - lse[..., None]).exp() @ value.to(scores.dtype)).to(query.dtype), lse
+        return attend_in_blocks(query, key, value, seen)
 
     def backward(
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, seen: Seen
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`Kernel`."""
-        weights = (self._scores(query, key, seen) - lse[..., None]).exp()
-        dtype = weights.dtype
-        grad, output = grad.to(dtype), output.to(dtype)
-        grad_weights = grad @ value.to(dtype).mT
-        grad_scores = weights * (grad_weights - (grad * output).sum(-1, keepdim=True)) / math.sqrt(query.shape[-1])
-        grads = grad_scores @ key.to(dtype), grad_scores.mT @ query.to(dtype), weights.mT @ grad
-        return grads[0].to(query.dtype), grads[1].to(key.dtype), grads[2].to(value.dtype)
+        return attend_in_blocks_backward(grad, query, key, value, output, lse, seen)
 
-    def _scores(self, query: Tensor, key: Tensor, seen: Seen) -> Tensor:
-        dtype = wide(query.dtype)
-        scores = query.to(dtype) @ key.to(dtype).mT / math.sqrt(query.shape[-1])
-        if seen.causal:
-            return scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-        return scores if seen.mask is None else scores.masked_fill(~seen.mask, -math.inf)
+
+class TritonKernel:
+    """Our own; with dropout."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """See :class:`Kernel`."""
+        from ptm_dist.kernels.triton.attention import attend
+
+        return attend(query, key, value, seen)
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, seen: Seen
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`Kernel`."""
+        from ptm_dist.kernels.triton.attention_backward import attend_backward
+
+        return attend_backward(grad, query, key, value, output, lse, seen)
 
 
 class CpuKernel:
@@ -157,10 +139,13 @@ class EfficientKernel:
         return F.pad(bias, (0, -keys % 16))[..., :keys].expand(*query.shape[:3], keys)
 
 
-def kernel_for(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Kernel:
-    """The fastest way that the device has for these shapes and this type."""
+def kernel_for(query: Tensor, key: Tensor, value: Tensor, seen: Seen, choice: Choice | None = None) -> Kernel:
+    """The fastest way that the device has for these shapes and this type; with dropout the one that is chosen."""
     if query.numel() == 0:
         return PlainKernel()
+    if seen.drop is not None:
+        form = (choice or Choice()).form(Operation.ATTENTION, query, drops=True)
+        return TritonKernel() if form is Form.TRITON else PlainKernel()
     if query.device.type == "cpu":
         return CpuKernel()
     if query.device.type == "cuda" and query.shape[-1] % 8 == 0:

@@ -14,15 +14,20 @@ import math
 import torch
 from torch import Tensor
 
-from ptm_dist.parallel.attention_kernels import Seen, kernel_for, wide
+from ptm_dist.kernels.attention_blocks import wide
+from ptm_dist.kernels.choice import Choice
+from ptm_dist.kernels.seen import Seen
+from ptm_dist.parallel.attention_kernels import kernel_for
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
-    """Attention over these keys alone; shapes as the module says.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, seen: Seen, choice: Choice | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over these keys alone; shapes as the module says; `choice` is of the form with dropout.
 
     Returns: output, in the queries' type, and log-sum-exp; 0 and minus infinity for a query that sees none of the keys.
     """
-    output, lse = kernel_for(query, key, value, seen).forward(query, key, value, seen)
+    output, lse = kernel_for(query, key, value, seen, choice).forward(query, key, value, seen)
     if seen.mask is None:
         return output, lse
     # Kernels leave what they like for such a query: the CPU's gives a log-sum-exp of 0.
@@ -31,7 +36,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tenso
 
 
 def attend_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, seen: Seen
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    seen: Seen,
+    choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What these keys contribute to the gradients of queries, keys and values, in their types.
 
@@ -43,8 +55,9 @@ def attend_backward(
         output: of attention over all keys, not just these.
         lse: log-sum-exp over all keys; plus infinity for a query that sees none at all.
         seen: as given to :func:`attend`.
+        choice: see seen.
     """
-    return kernel_for(query, key, value, seen).backward(grad, query, key, value, output, lse, seen)
+    return kernel_for(query, key, value, seen, choice).backward(grad, query, key, value, output, lse, seen)
 
 
 class Merge:

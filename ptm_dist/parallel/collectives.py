@@ -82,6 +82,13 @@ def start_sum(partial: Tensor, ranks: RankGroup) -> Pending:
     return finish
 
 
+def gather_stacked(tensor: Tensor, ranks: RankGroup) -> Tensor:
+    """All ranks' tensors of one shape, in order: ``[...]`` to ``[ranks, ...]``."""
+    gathered = tensor.new_empty(ranks.size, *tensor.shape)
+    _all_gather(gathered.view(-1), tensor.contiguous().view(-1), group=ranks.group)
+    return gathered
+
+
 def gather_sequence(split: Tensor, ranks: RankGroup, positions: int) -> Tensor:
     """What :func:`start_gather` gives, at once."""
     return start_gather(split, ranks, positions)()

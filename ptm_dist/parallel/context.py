@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models.attention import Mixer
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.ring import RingMixer
@@ -16,6 +17,15 @@ from ptm_dist.parallel.zigzag import window, zigzag
 __all__ = ["RingMixer", "UlyssesMixer", "context_mixer", "window", "zigzag"]
 
 
-def context_mixer(method: Literal["ring", "ulysses"], ranks: RankGroup) -> Mixer:
-    """What a model mixes positions with when `ranks` share them, each holding its own :func:`window`."""
-    return RingMixer(ranks) if method == "ring" else UlyssesMixer(ranks)
+def context_mixer(
+    method: Literal["ring", "ulysses"], ranks: RankGroup, choice: Choice | None = None, *, drops: bool = False
+) -> Mixer:
+    """What a model mixes positions with when `ranks` share them, each holding its own :func:`window`.
+
+    Args:
+        method: one of the two.
+        ranks: that share positions.
+        choice: of the form of attention with dropout.
+        drops: whether some passes have dropout.
+    """
+    return RingMixer(ranks, choice) if method == "ring" else UlyssesMixer(ranks, choice, drops=drops)

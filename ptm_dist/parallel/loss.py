@@ -1,63 +1,95 @@
-"""Cross entropy, over a vocabulary that tensor-parallel ranks may share."""
+"""Cross entropy over a vocabulary that tensor-parallel ranks share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.samples import IGNORE_INDEX
+from ptm_dist.kernels.choice import Choice
+from ptm_dist.kernels.cross_entropy import (
+    Columns,
+    CrossEntropy,
+    gradient_,
+    joined,
+    partial_statistics,
+    rows_of,
+    wide_dtype,
+)
+from ptm_dist.parallel.collectives import (
+    Pending,
+    gather_sequence,
+    gather_stacked,
+    start_reduce_scatter,
+    start_sum,
+)
 from ptm_dist.parallel.mesh import ALONE, RankGroup
 from ptm_dist.parallel.shards import balanced_range
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+@dataclass(frozen=True)
+class VocabularyShards:
+    """The matrix of a head whose rows ranks share (:class:`ptm_dist.kernels.linear_cross_entropy.SharedVocabulary`).
+
+    Attributes:
+        ranks: that share it; the first ones may have one row more, some may have none.
+        vocab_size: of all.
+        positions: of all ranks, where each has a range of the positions of the hidden states; 0 where it has all.
+    """
+
+    ranks: RankGroup
+    vocab_size: int
+    positions: int = 0
+
+    @property
+    def columns(self) -> Columns:
+        """Of this rank."""
+        begin, _ = balanced_range(self.vocab_size, self.ranks.size, self.ranks.rank)
+        return Columns(begin, self.vocab_size)
+
+    @property
+    def most(self) -> int:
+        """Of the first rank."""
+        return -(-self.vocab_size // self.ranks.size)
+
+    def join(self, partial: Tensor) -> Tensor:
+        """One exchange, after which every rank computes the same from the same numbers."""
+        return joined(gather_stacked(partial, self.ranks))
+
+    def gather(self, hidden: Tensor) -> Tensor:
+        """``[batch, own, hidden]`` to ``[batch, positions, hidden]``."""
+        return gather_sequence(hidden, self.ranks, self.positions) if self.positions else hidden
+
+    def start_sum(self, partial: Tensor) -> Pending:
+        """Sum over ranks, in place, or each rank's positions of the sum."""
+        return (start_reduce_scatter if self.positions else start_sum)(partial, self.ranks)
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
-    """Three reductions forward (maximum, sum of exponentials, target logit), none backward."""
+    """One exchange forward, none backward; stores the logits as they are."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, begin: int, ranks: RankGroup) -> Tensor:
-        wide = logits.to(_accumulation_dtype(logits.dtype))
-        columns = wide.shape[-1]
-        ignored = targets == IGNORE_INDEX
-        local = targets - begin
-        absent = ignored | (local < 0) | (local >= columns)
-        local = local.masked_fill(absent, 0)
-
-        highest = wide.amax(-1) if columns else wide.new_full(targets.shape, -torch.inf)
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=ranks.group)
-        exponentials = (wide - highest.unsqueeze(-1)).exp_()
-        both = wide.new_zeros(2, *targets.shape)
-        both[0] = exponentials.sum(-1)
-        if columns:
-            picked = wide.gather(-1, local.unsqueeze(-1)).squeeze(-1) - highest
-            both[1] = picked.masked_fill(absent, 0.0)
-        ranks.sum(both)
-        total, target_logit = both.unbind(0)
-
-        ctx.save_for_backward(exponentials.div_(total.unsqueeze(-1)), local, absent, ignored)
-        ctx.dtype = logits.dtype
-        return (total.log() - target_logit).masked_fill(ignored, 0.0)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, shards: VocabularyShards) -> Tensor:
+        kind, choice = CrossEntropy(), Choice()
+        statistics = shards.join(partial_statistics(logits, targets, shards.columns, kind, choice))
+        ctx.save_for_backward(logits, targets, statistics)
+        ctx.columns = shards.columns
+        return rows_of(statistics, targets, shards.vocab_size, kind).losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        probabilities, local, absent, ignored = ctx.saved_tensors
-        scale = gradients[0].masked_fill(ignored, 0.0)
-        out = probabilities * scale.unsqueeze(-1)
-        if out.shape[-1]:
-            hit = scale.masked_fill(absent, 0.0)
-            out.scatter_add_(-1, local.unsqueeze(-1), -hit.unsqueeze(-1))
-        return out.to(ctx.dtype), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, statistics = ctx.saved_tensors
+        found = logits.to(statistics.dtype, copy=True)
+        gradient_(found, targets, ctx.columns, statistics, CrossEntropy(), Choice())
+        return found.mul_(gradients[0][:, None]).to(logits.dtype), None, None
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: int, ranks: RankGroup = ALONE) -> Tensor:
-    """Cross entropy over a vocabulary split across tensor-parallel ranks.
+    """Cross entropy over a vocabulary split across tensor-parallel ranks, where its logits exist already.
 
     Args:
         logits: this rank's columns, ``[tokens, vocab_local]``, any float dtype; computed in float32, or in
@@ -72,10 +104,9 @@ def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_size: in
     Source: Megatron-LM (arXiv 1909.08053), section 3.
     """
     if ranks.size == 1:
-        wide = logits.to(_accumulation_dtype(logits.dtype))
+        wide = logits.to(wide_dtype(logits.dtype))
         return F.cross_entropy(wide, targets, ignore_index=IGNORE_INDEX, reduction="none")
-    begin, _ = balanced_range(vocab_size, ranks.size, ranks.rank)
-    return _VocabParallelCrossEntropy.apply(logits, targets, begin, ranks)
+    return _VocabParallelCrossEntropy.apply(logits, targets, VocabularyShards(ranks, vocab_size))
 
 
 @torch.no_grad()
@@ -86,13 +117,6 @@ def vocab_parallel_hits(logits: Tensor, targets: Tensor, vocab_size: int, ranks:
     """
     if ranks.size == 1:
         return logits.argmax(-1) == targets
-    begin, _ = balanced_range(vocab_size, ranks.size, ranks.rank)
-    highest = logits.new_full(targets.shape, -torch.inf)
-    likeliest = torch.zeros_like(targets)
-    if logits.shape[-1]:
-        highest, likeliest = logits.max(-1)
-    best = highest.clone()
-    dist.all_reduce(best, op=dist.ReduceOp.MAX, group=ranks.group)
-    place = torch.where(highest == best, likeliest + begin, vocab_size)
-    dist.all_reduce(place, op=dist.ReduceOp.MIN, group=ranks.group)
-    return place == targets
+    shards, kind = VocabularyShards(ranks, vocab_size), CrossEntropy(counts_hits=True)
+    statistics = shards.join(partial_statistics(logits, targets, shards.columns, kind, Choice()))
+    return rows_of(statistics, targets, vocab_size, kind).hits > 0.0

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ptm_dist.kernels.backward import is_wanted
 from ptm_dist.parallel.collectives import gather_sequence, start_gather, start_reduce_scatter, start_sum
 from ptm_dist.parallel.mesh import RankGroup
 
@@ -66,7 +67,7 @@ class _ColumnLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight = ctx.saved_tensors
-        for_input, for_weight, for_bias = (_is_wanted(ctx, place) for place in range(3))
+        for_input, for_weight, for_bias = (is_wanted(ctx, place) for place in range(3))
         arriving = start_gather(hidden, ctx.ranks, ctx.positions) if ctx.positions and for_weight else None
         leaving = None
         if for_input:
@@ -80,21 +81,3 @@ class _ColumnLinear(torch.autograd.Function):
         if for_bias:
             bias_grad = rows.sum(0)
         return None if leaving is None else leaving(), weight_grad, bias_grad, None, None
-
-
-def _is_wanted(ctx: Any, place: int) -> bool:
-    """Whether the backward pass at work needs the gradient of an argument.
-
-    A pipeline may ask for those of inputs first and for those of weights later, which `needs_input_grad` does not
-    tell: it speaks of the graph, not of the pass.
-    """
-    if not ctx.needs_input_grad[place]:
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    node = ctx.next_functions[place][0]
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:
-        # It does not answer for leaves whose gradient is returned and not accumulated; those are asked for.
-        return True

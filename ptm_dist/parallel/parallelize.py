@@ -218,11 +218,12 @@ def _build_stage(
 ) -> Stage:
     module = part.to(numbers.master)
     module.choose(choice)
-    module.mixer = SdpaMixer(choice, drops=module.spec.attention_dropout > 0.0)
+    drops = module.spec.attention_dropout > 0.0
+    module.mixer = SdpaMixer(choice, drops=drops)
     if mesh.tensor.size > 1:
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:
-        module.mixer = context_mixer(layout.context_method, mesh.context)
+        module.mixer = context_mixer(layout.context_method, mesh.context, choice, drops=drops)
     apply_recompute(module, layout.recompute, layout.recompute_every)
     if layout.compile:
         compile_blocks(module)

@@ -33,6 +33,7 @@ _KEPT = {
         "_flash_attention_forward",
         "_efficient_attention_forward",
     ),
+    "ptm_dist": ("dropped_attention",),
 }
 
 

@@ -17,11 +17,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptm_dist.kernels.linear_cross_entropy import Score, SharedVocabulary
 from ptm_dist.models.embeddings import Embeddings
+from ptm_dist.models.heads import Decoder
 from ptm_dist.models.model import LanguageModel
 from ptm_dist.models.spec import ModelSpec
 from ptm_dist.models.transformer import Linear
 from ptm_dist.parallel.collectives import gather_positions, leave
+from ptm_dist.parallel.loss import VocabularyShards
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.overlap import column_linear, column_linear_of_split
 from ptm_dist.parallel.shards import balanced_range
@@ -107,6 +110,12 @@ class TensorSplit:
         begin, end = self.range(parameter.shape[dimension], unit)
         return nn.Parameter(parameter.detach().narrow(dimension, begin, end - begin).clone())
 
+    def linear(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Whole or split positions in, all positions of the outputs that this rank has rows for out."""
+        if self.sequence_parallel:
+            return column_linear_of_split(hidden, weight, bias, self.ranks, self.sequence.positions)
+        return column_linear(hidden, weight, bias, self.ranks)
+
 
 class ColumnParallelLinear(Linear):
     """A share of the outputs: ``[batch, seq, in]`` to ``[batch, seq, out_local]``."""
@@ -119,11 +128,28 @@ class ColumnParallelLinear(Linear):
 
     def forward(self, hidden: Tensor, *, with_bias: bool = True) -> Tensor:
         """Whole or split positions in, all positions of this rank's outputs out."""
-        ranks, positions = self.split.ranks, self.split.sequence.positions
-        bias = self.bias if with_bias else None
-        if self.split.sequence_parallel:
-            return column_linear_of_split(hidden, self.weight, bias, ranks, positions)
-        return column_linear(hidden, self.weight, bias, ranks)
+        return self.split.linear(hidden, self.weight, self.bias if with_bias else None)
+
+
+class VocabParallelDecoder(Decoder):
+    """A share of the vocabulary: whole or split positions in, this rank's logits of all of them or the score out."""
+
+    def __init__(self, decoder: Decoder, split: TensorSplit) -> None:
+        nn.Module.__init__(self)
+        self.split = split
+        self.vocab_size = decoder.out_features
+        self.kind, self.choice, self.portion = decoder.kind, decoder.choice, decoder.portion
+        self.weight = split.cut(decoder.weight, 0)
+        self.bias = None if decoder.bias is None else split.cut(decoder.bias, 0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., size]`` to ``[..., vocab_local]``."""
+        return self.split.linear(hidden, self.weight, self.bias)
+
+    def score(self, hidden: Tensor, targets: Tensor, shared: SharedVocabulary | None = None) -> Score:
+        """The same on every rank."""
+        positions = self.split.sequence.positions if self.split.sequence_parallel else 0
+        return super().score(hidden, targets, VocabularyShards(self.split.ranks, self.vocab_size, positions))
 
 
 class RowParallelLinear(nn.Linear):
@@ -227,7 +253,7 @@ def _split_head(model: LanguageModel, split: TensorSplit) -> None:
     if split.sequence_parallel and not model.spec.block.causal:
         model.before_heads = lambda hidden: gather_positions(hidden, split.ranks, split.sequence.positions)
         into_head = replace(split, sequence_parallel=False)
-    model.head.decoder = ColumnParallelLinear(model.head.decoder, into_head)
+    model.head.decoder = VocabParallelDecoder(model.head.decoder, into_head)
 
 
 def sees_range_of_positions(name: str, spec: ModelSpec, split: TensorSplit) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ptm_dist.kernels.seen import Seen
 from ptm_dist.models.attention import Sight
-from ptm_dist.parallel.attention_kernels import Seen
 from ptm_dist.parallel.zigzag import places
 
 Chunks = Sequence[range]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ptm_dist.kernels.attention import AttentionDrop
+from ptm_dist.kernels.choice import Choice
+from ptm_dist.kernels.seen import AttentionDrop
 from ptm_dist.models.attention import SdpaMixer, Sight, Visible, Window
 from ptm_dist.parallel.mesh import RankGroup
 from ptm_dist.parallel.zigzag import chunk_ranges
@@ -55,11 +56,13 @@ class UlyssesMixer:
 
     Args:
         ranks: that share each sequence, in the order of :func:`ptm_dist.parallel.zigzag.window`.
+        choice: of the form of attention with dropout.
+        drops: whether some passes have dropout.
     """
 
-    def __init__(self, ranks: RankGroup) -> None:
+    def __init__(self, ranks: RankGroup, choice: Choice | None = None, *, drops: bool = False) -> None:
         self._ranks = ranks
-        self._sdpa = SdpaMixer()
+        self._sdpa = SdpaMixer(choice, drops=drops)
 
     def prepare(self, sight: Sight, window: Window) -> Whole:
         """Who sees whom in the whole sequence, of which `window` is this rank's share."""
@@ -78,7 +81,11 @@ class UlyssesMixer:
         parts = torch.stack([query, key, value]).split(heads, dim=2)
         shapes = [(3, batch, heads[rank], length, head_size) for length in visible.lengths]
         queries, keys, values = visible.in_order(_all_to_all(parts, shapes, self._ranks)).unbind(0)
-        mixed = self._sdpa.mix(queries, keys, values, visible.visible)
+        if drop is not None:
+            everywhere = torch.arange(sum(visible.lengths), device=query.device)
+            first = drop.first_head + sum(heads[:rank])
+            drop = replace(drop, first_head=first, queries=everywhere, keys=everywhere)
+        mixed = self._sdpa.mix(queries, keys, values, visible.visible, drop)
         back = [(batch, count, positions, head_size) for count in heads]
         return torch.cat(_all_to_all(visible.by_rank(mixed), back, self._ranks), dim=1)
 

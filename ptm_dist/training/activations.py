@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
+from ptm_dist.kernels.choice import Form
+from ptm_dist.kernels.cross_entropy import CUDA_BLOCK
+from ptm_dist.kernels.linear_cross_entropy import Portion, form_of
 from ptm_dist.models import model_spec
 from ptm_dist.models.banded import pays
 from ptm_dist.models.model import Part
@@ -22,6 +27,14 @@ COMPUTE_BYTES = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2, Precis
 """Of a number in a forward pass."""
 _ID = 8
 """Bytes of a token id or a position."""
+_GPU = torch.device("cuda")
+
+
+def scores_chunks(recipe: Recipe, tokens: int) -> bool:
+    """Whether the logits of so many predicted tokens are there in chunks."""
+    asked = recipe.kernels.linear_cross_entropy
+    width = model_spec(recipe.model).embedding.size
+    return form_of(None if asked == "auto" else Form(asked), tokens, width) is not Form.WHOLE
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,17 @@ class ForwardPass:
         again = self._block() - self._stream(self._hidden) + max(own) if own else 0
         return again + max(sum(map(self._leaves, self._layers[n : n + 2])) for n in range(len(self._layers)))
 
-    def probabilities(self) -> int:
-        """Of the logits, the bytes that are kept until the backward pass."""
-        return self._columns() * max(self._compute, 4)
+    def scored(self) -> int:
+        """Bytes kept from the loss to the backward pass.
+
+        They are the gradient of all logits, or where logits come in chunks that of the matrix and of its bias.
+        """
+        if not self._is_last:
+            return 0
+        if not self._is_chunked:
+            return self._logits(self._predicted)
+        width = self._spec.embedding.size + (0 if self._spec.block.causal else 1)
+        return self._columns * width * max(self._compute, 4)
 
     def working(self) -> int:
         """Bytes of a layer's gradients at their most in its backward pass: twice f/t, and three times h."""
@@ -97,18 +118,32 @@ class ForwardPass:
         return self._stream(self._hidden)
 
     def logits(self) -> int:
-        """Bytes of the token logits in the step's format, a float32 copy where that is narrower, twice probabilities.
+        """Bytes of :meth:`scored` and of what stands beside it in the passes through head and loss.
 
-        The last two are what cross entropy stores, and their gradient.
+        In the forward pass that are a chunk's logits and exponentials of a block of them, in float32 like a copy of
+        the block where logits are narrower; in the backward pass all logits' gradient again, for the loss as it counts.
         """
+        if not self._is_last:
+            return 0
+        tokens = self._predicted
+        if self._is_chunked:
+            tokens = Portion.of(_GPU).at_a_time(tokens, self._columns)
         wide = max(self._compute, 4)
-        copy = wide if self._compute < wide else 0
-        return self._columns() * (self._compute + copy + 2 * wide)
+        exponentials = min(tokens * self._columns, CUDA_BLOCK) * (wide if self._compute == wide else 2 * wide)
+        if self._is_chunked:
+            return self.scored() + self._logits(tokens) + exponentials
+        return self.scored() + max(exponentials, self._logits(tokens))
 
+    def _logits(self, tokens: int) -> int:
+        return tokens * self._columns * self._compute
+
+    @property
     def _columns(self) -> int:
-        """Elements of the logits; only the last stage has any."""
-        columns = -(-self._spec.embedding.vocab_size // self.layout.tensor_parallel)
-        return self._predicted * columns if self._is_last else 0
+        return -(-self._spec.embedding.vocab_size // self.layout.tensor_parallel)
+
+    @property
+    def _is_chunked(self) -> bool:
+        return scores_chunks(self.recipe, self._predicted)
 
     @property
     def _predicted(self) -> int:

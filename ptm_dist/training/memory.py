@@ -42,8 +42,8 @@ class MemoryEstimate:
         gradients: sharded and whole ones together, at their most.
         optimizer: its state: two moments, or one of sgd.
         activations: stored for backward passes, by all micro-batches of a pipeline that are in flight.
-        logits: of one micro-batch: the head's output, its wide copy and the probabilities; and the probabilities of
-            others in flight.
+        logits: of one micro-batch in head and loss: logits, their gradients, or in chunks that of the head's matrix;
+            and what others in flight keep of these.
         working: gradients of activations within one layer.
         messages: hidden states and their gradients on their way between stages.
         host: what is offloaded; in host memory, and in none of the others.
@@ -215,7 +215,7 @@ class _Rank:
 
     def _logits(self) -> int:
         """One micro-batch at work, the others waiting."""
-        kept = {number: each.probabilities() for number, each in self._passes.items()}
+        kept = {number: each.scored() for number, each in self._passes.items()}
         return self._in_flight(kept) - max(kept.values()) + max(each.logits() for each in self._passes.values())
 
     def _in_flight(self, stored: dict[int, int]) -> int:

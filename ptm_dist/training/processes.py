@@ -33,10 +33,14 @@ def settle(kind: str) -> None:
         keep_freed_memory()
 
 
-def make_deterministic() -> None:
-    """Have torch choose algorithms that give the same bits each time; warn where there is none."""
+def make_deterministic(*, warns: bool = False) -> None:
+    """Have torch choose algorithms that give the same bits each time.
+
+    Args:
+        warns: where there is none, warn and go on, with torch's attention kernels as they are. Else it is an error.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=warns)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

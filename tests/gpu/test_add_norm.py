@@ -101,7 +101,8 @@ def test_a_block_around_kernels_can_be_compiled_as_a_whole():
     function, inputs = fused_add_norm(a_drop(4, 64, device="cuda"), Form.TRITON), add_norm_inputs(4, 64, 256, "cuda")
     compiled = torch.compile(function, fullgraph=True)
     found, expected = (run(each, inputs, torch.float32).all() for each in (compiled, function))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)  # The compiler adds up shares of programs in an order of its own.
 
 
 def test_dropout_on_cuda_takes_the_kernel_unasked():

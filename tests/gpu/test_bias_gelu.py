@@ -40,6 +40,13 @@ def test_lower_precision_loses_no_more_than_torch_does(shape, dtype, approximate
     assert_as_accurate(form, inputs(shape, dtype, "cuda"), approximate)
 
 
+def test_a_block_around_the_kernels_can_be_compiled_as_a_whole():
+    values = inputs((64, 256), torch.float32, "cuda")
+    compiled = torch.compile(by_form(Form.TRITON), fullgraph=True)
+    found, expected = (run(each, values, "tanh") for each in (compiled, by_form(Form.TRITON)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
 def test_gradients_have_the_same_bits_each_time():
     values = inputs(SHAPES[1], torch.bfloat16, "cuda")
     first, second = (run(by_form(Form.TRITON), values, "tanh") for _ in range(2))

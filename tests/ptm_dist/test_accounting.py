@@ -26,6 +26,7 @@ LOOPED = {**PIPELINE, "pipeline_schedule": "interleaved_1f1b", "pipeline_stages_
 RING = {"context_parallel": 2}
 ULYSSES = {**RING, "context_method": "ulysses"}
 FULL = {"recompute": "full"}
+CHUNKS = {"kernels__linear_cross_entropy": "chunked"}
 BERT = {"model__family": "bert", "objective__kind": "mlm_nsp"}
 
 MEASURED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
@@ -46,10 +47,19 @@ MEASURED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tensor, split positions, recomputed": (2, {**SPLIT, **FULL}, {}),
     "1f1b, recomputed": (2, {**PIPELINE, **FULL}, {}),
     "ring, recomputed": (2, {**RING, **FULL}, {}),
+    "logits in chunks": (2, {}, CHUNKS),
+    "logits in chunks, tensor, split positions": (2, SPLIT, CHUNKS),
+    "logits in chunks, bert, tensor": (2, TENSOR, {**BERT, **CHUNKS}),
+    "logits in chunks, 1f1b": (2, PIPELINE, CHUNKS),
     "data parallel x tensor": (4, TENSOR, {"training__global_batch_size": 4}),
 }
 SIMULATED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "zero 3 x tensor x 1f1b": (8, {**TENSOR, **PIPELINE, "zero_stage": 3}, {"training__global_batch_size": 4}),
+    "two chunks of logits on each of two tensor-parallel ranks": (
+        2,
+        TENSOR,
+        {"data__sequence_length": 3000, "model__max_positions": 3000, "model__vocab_size": 200_000},
+    ),
     "zero 2 in two copies": (4, {"zero_stage": 2, "data_parallel_replicate": 2}, {}),
     "zero 3 x two halves of backward passes": (
         4,

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ptm_dist.kernels.seen import Seen
 from ptm_dist.parallel.attention_kernels import (
     CpuKernel,
     EfficientKernel,
     FlashKernel,
     Kernel,
     PlainKernel,
-    Seen,
     kernel_for,
 )
 from ptm_dist.parallel.chunk_attention import Merge, attend, attend_backward

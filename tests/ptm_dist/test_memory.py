@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ptm_dist.engines.native import NativeEngine
+from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import LanguageModel, build_model
 from ptm_dist.parallel.mesh import build_mesh
 from ptm_dist.parallel.parallelize import Numbers, ParallelModel, plan_stages
@@ -14,6 +15,7 @@ from ptm_dist.parallel.recompute import apply_recompute
 from ptm_dist.parallel.tensor import split_dimension
 from ptm_dist.recipe.layout import resolve_layout
 from ptm_dist.recipe.schema import PipelineSchedule, Recipe
+from ptm_dist.training.activations import ForwardPass
 from ptm_dist.training.memory import MemoryEstimate, estimate_memory
 from tests.distributed import run_distributed
 from tests.ptm_dist.recipes import small_recipe
@@ -108,7 +110,9 @@ def test_the_engine_holds_what_was_estimated(precision: str, family: str, optimi
     assert max(optimizer for _, optimizer in ranks) == memory.optimizer
 
 
-def stored_by(model: LanguageModel, samples: int, length: int, documents_apart: bool) -> int:
+def stored_by(
+    model: LanguageModel, samples: int, length: int, documents_apart: bool, targets: torch.Tensor | None = None
+) -> int:
     """Bytes that autograd keeps of a forward pass, weights apart, each storage once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     stored: dict[int, torch.UntypedStorage] = {}
@@ -125,7 +129,7 @@ def stored_by(model: LanguageModel, samples: int, length: int, documents_apart: 
     valid = None if spec.block.causal else torch.ones_like(ids, dtype=torch.bool)
     positions = None if spec.block.causal else torch.arange(samples * MASKED)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids, segments, valid, positions, torch.zeros_like(ids) if documents_apart else None)
+        model(ids, segments, valid, positions, torch.zeros_like(ids) if documents_apart else None, targets=targets)
     return sum(storage.nbytes() for storage in stored.values())
 
 
@@ -149,6 +153,22 @@ def test_activations_are_what_autograd_stores(family: str, precision: str):
     # On the CPU LayerNorm's statistics are in bfloat16 too; on CUDA, and in the formula, in float32.
     tolerance = 0.02 if precision == "bf16" else 0.0
     assert estimate(recipe, 1).activations == pytest.approx(stored_bytes(recipe), rel=tolerance)
+
+
+@pytest.mark.parametrize("form", ["whole", "chunked"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_a_score_keeps_the_gradient_of_the_logits_or_of_the_matrix(family: str, precision: str, form: str):
+    values = {**UNEVEN, **FAMILIES[family], "training__precision": precision, "kernels__linear_cross_entropy": form}
+    recipe = recipe_of({"micro_batch_size": 3}, **values)
+    samples, length = 3, recipe.data.sequence_length
+    model = build_model(recipe.model).to(DTYPES[precision])
+    model.choose(Choice.of(recipe.kernels.model_dump(), torch.device("cpu")))
+    predictions = length if model.spec.block.causal else MASKED
+    targets = torch.ones(samples * predictions, dtype=torch.int64)
+    stored = stored_by(model, samples, length, recipe.objective.document_attention, targets)
+    step = ForwardPass(recipe, resolve_layout(recipe.layout, 1), samples, length, predictions)
+    assert stored == step.stored() + step.scored()
 
 
 def stored_by_first_rank(recipes: list[Recipe], world_size: int) -> list[int]:

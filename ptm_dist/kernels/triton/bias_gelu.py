@@ -30,7 +30,7 @@ def gelu_forward(hidden: Tensor, bias: Tensor, approximate: str) -> Tensor:
     width = hidden.shape[-1]
     rows = hidden.numel() // width
     out = torch.empty_like(hidden)
-    grid = (triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))
+    grid = (-(-rows // _ROWS), -(-width // _COLUMNS))
     _forward[grid](
         hidden, bias, out, rows, width,
         TANH=approximate == "tanh", KIND=_kind(hidden), ROWS=_ROWS, COLUMNS=_COLUMNS,
@@ -51,13 +51,13 @@ def gelu_backward(gradient: Tensor, hidden: Tensor, bias: Tensor, approximate: s
     """
     width = hidden.shape[-1]
     rows = hidden.numel() // width
-    tiles = triton.cdiv(rows, _ROWS)
+    tiles = -(-rows // _ROWS)
     turns = min(tiles, _TURNS)
     of_hidden = torch.empty_like(hidden)
     sums = torch.empty(
         turns, width, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
     )
-    _backward[(turns, triton.cdiv(width, _COLUMNS))](
+    _backward[(turns, -(-width // _COLUMNS))](
         gradient, hidden, bias, of_hidden, sums, rows, width, tiles,
         TANH=approximate == "tanh", KIND=_kind(hidden), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip

@@ -50,11 +50,17 @@ def drop_arguments(drop: Drop | None, seq: int) -> dict[str, Any]:
     """The arguments that kernels name as :func:`keep_factors` does; `key` is None without dropout."""
     if drop is None:
         return {"key": None, "samples": None, "places": None, "seq": seq, "place_stride": 0, "THRESHOLD": 0}
+    if drop.samples.dim() == 2:
+        # To a kernel each position is a row of its own.
+        places = drop.positions.expand_as(drop.samples).flatten()
+        samples, seq, place_stride = drop.samples.flatten(), 1, 1
+    else:
+        samples, places, place_stride = drop.samples, drop.positions, seq if drop.positions.dim() == 2 else 0
     return {
         "key": drop.key.contiguous(),
-        "samples": drop.samples.contiguous(),
-        "places": drop.positions.contiguous(),
+        "samples": samples.contiguous(),
+        "places": places.contiguous(),
         "seq": seq,
-        "place_stride": seq if drop.positions.dim() == 2 else 0,
+        "place_stride": place_stride,
         "THRESHOLD": threshold(drop.probability),
     }
