@@ -17,16 +17,10 @@ def check(rows):
         assert row.passes, (row.family, row.setting, row.errors)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_gpt2_equals_plain_training_on_every_layout(world_size):
-    settings = [setting for setting in DOUBLE if setting.world_size == world_size]
-    check(measure({"gpt2": FAMILIES["gpt2 (tied)"]}, settings))
-
-
-@pytest.mark.parametrize("family", [family for family in FAMILIES if "gpt2" not in family])
-@pytest.mark.parametrize("world_size", WORLDS)
-def test_encoders_equal_plain_training_on_every_other_layout(world_size, family):
-    # `make parity` measures all of them; which half a family has here depends on its place.
+def test_every_family_equals_plain_training_on_every_other_layout(world_size, family):
+    # `make parity` measures all of them; which half a family has here depends on its place: each setting has one or two.
     settings = [setting for setting in DOUBLE if setting.world_size == world_size]
     half = settings[list(FAMILIES).index(family) % 2 :: 2]
     check(measure({family: FAMILIES[family]}, half))
@@ -35,7 +29,7 @@ def test_encoders_equal_plain_training_on_every_other_layout(world_size, family)
 @pytest.mark.parametrize("family", DROPPING)
 def test_training_with_dropout_is_the_same_on_every_layout(family):
     settings = [setting for setting in DOUBLE if setting.world_size <= 4]
-    check(measure({family: DROPPING[family]}, settings[list(DROPPING).index(family) + 1 :: 7]))
+    check(measure({family: DROPPING[family]}, settings[list(DROPPING).index(family) + 1 :: 12]))
 
 
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
