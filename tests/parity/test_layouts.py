@@ -20,7 +20,7 @@ def check(rows):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_every_family_equals_plain_training_on_every_other_layout(world_size, family):
-    # `make parity` measures all of them; which half a family has here is a matter of its place: each setting has one at least.
+    # `make parity` measures all of them; which half a family has here is a matter of its place.
     settings = [setting for setting in DOUBLE if setting.world_size == world_size]
     half = settings[list(FAMILIES).index(family) % 2 :: 2]
     check(measure({family: FAMILIES[family]}, half))
