@@ -63,7 +63,7 @@ def _row(problem: Problem, name: str, entry: Entry, measured: Mapping[str, Measu
 
 def table(result: Mapping[str, Any]) -> str:
     """Lines of text of what :func:`compare` gave."""
-    lines = [f"{result['problem']}: {result['processes']} processes of {result['threads_each']} threads"]
+    lines = [f"{result['problem']}; processes: {result['processes']}, threads of each: {result['threads_each']}"]
     for name, row in result["candidates"].items():
         if "error" in row:
             lines.append(f"  {name:30s} did not run: {row['error']}")

@@ -67,7 +67,7 @@ def _comparison(result: Mapping[str, Any]) -> str:
 
 def goal_rows(results: Path) -> str:
     """Of each goal, and the best that was measured."""
-    lines = []
+    lines = ["| Model | Goal, MFU | Measured |", "|---|---|---|"]
     for name, (model, goal) in GOALS.items():
         found = _read(results / f"gpu-{name}.json")
         ours = [row["mfu_full"] for key, row in _ran(found).items() if key.startswith("ptm-dist")]
