@@ -26,7 +26,7 @@ from ptm_dist.errors import RecipeError
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import LanguageModel, ModelScore, build_model
 from ptm_dist.models.attention import Window
-from ptm_dist.models.draws import dropout_keys
+from ptm_dist.models.draws import step_keys
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.optim.decay import decay_groups
 from ptm_dist.parallel.activation_offload import offload_activations
@@ -147,9 +147,9 @@ class DeepSpeedEngine:
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
         # DeepSpeed divides what it sums over ranks by their number.
         factor = self.dp_size * self._missing_scale()
-        keys = dropout_keys(self.recipe.training.seed, batch.step, self.spec.num_layers) if self.spec.draws else None
+        keys = step_keys(self.spec, self.recipe.training.seed, batch.step, self.device)
         for micro in self._micro_batches(batch):
-            losses, hits = self._forward(micro, None if keys is None else keys.to(self.device))
+            losses, hits = self._forward(micro, keys)
             loss = mean_loss(losses, counts.to(losses.dtype))
             self.engine.backward(loss * factor, scale_wrt_gas=False)
             sums += torch.stack([losses.detach(), hits], dim=1).flatten()

@@ -17,7 +17,7 @@ from ptm_dist.engines.passes import Passes
 from ptm_dist.kernels.attention_order import attention_order
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import build_model
-from ptm_dist.models.draws import dropout_keys
+from ptm_dist.models.draws import step_keys
 from ptm_dist.optim.build import build_optimizer
 from ptm_dist.optim.clipping import clip_divisor, global_norm
 from ptm_dist.parallel.mesh import build_mesh, ensure_process_group
@@ -119,7 +119,7 @@ class NativeEngine:
             of token and pair targets, ``[2]``, float64, the same on every rank.
         """
         counts = self.mesh.data.sum(count_targets(batch).to(self.device))
-        passes = self._passes(batch, self._dropout_keys(batch.step))
+        passes = self._passes(batch, step_keys(self.model.spec, self.recipe.training.seed, batch.step, self.device))
 
         def loss_of(losses: Tensor) -> Tensor:
             return mean_loss(losses, counts.to(losses.dtype))
@@ -181,12 +181,6 @@ class NativeEngine:
 
     def _passes(self, batch: StepBatch, keys: Tensor | None = None) -> Passes:
         return Passes(self.model, self._micro_batches(batch), self.hidden_dtype, self.device, keys)
-
-    def _dropout_keys(self, step: int) -> Tensor | None:
-        spec = self.model.spec
-        if not spec.draws:
-            return None
-        return dropout_keys(self.recipe.training.seed, step, spec.num_layers).to(self.device, non_blocking=True)
 
     def _micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
         times_shorter = self.recipe.data.sequence_length // batch.inputs.shape[1]

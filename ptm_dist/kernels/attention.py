@@ -16,10 +16,10 @@ from ptm_dist.kernels.attention_blocks import (
     attend_in_blocks,
     attend_in_blocks_backward,
     like_hidden_states,
-    wide,
 )
 from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.kernels.seen import AttentionDrop, Seen
+from ptm_dist.kernels.wide import wide_dtype
 
 __all__ = ["AttentionDrop", "Seen", "attention"]
 
@@ -121,7 +121,7 @@ def _backward(
 
 @_forward.register_fake
 def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return like_hidden_states(query), query.new_empty(query.shape[:3], dtype=wide(query.dtype))
+    return like_hidden_states(query), query.new_empty(query.shape[:3], dtype=wide_dtype(query.dtype))
 
 
 @_backward.register_fake

@@ -14,16 +14,12 @@ import torch
 from torch import Tensor
 
 from ptm_dist.kernels.seen import Seen
+from ptm_dist.kernels.wide import wide_dtype
 
 _ROWS = 128
 """Queries of a block, at most: few enough that causal blocks leave out most of what nobody sees."""
 _SCORES = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Scores of a block, by device: as many as its cache holds, or enough to keep all of it busy."""
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over tensors of `dtype` are kept: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def like_hidden_states(heads: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -37,7 +33,7 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> t
     A query that sees nothing gets 0 and minus infinity.
     """
     output = like_hidden_states(query).zero_()
-    lse = query.new_full(query.shape[:3], -math.inf, dtype=wide(query.dtype))
+    lse = query.new_full(query.shape[:3], -math.inf, dtype=wide_dtype(query.dtype))
     for block in _blocks(query, key, seen.causal):
         scores = block.scores(query, key, seen)
         highest = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
@@ -65,7 +61,7 @@ def attend_in_blocks_backward(
         lse: its log-sum-exp; plus infinity for a query that sees nothing at all.
         seen: as in the forward pass.
     """
-    dtype = wide(query.dtype)
+    dtype = wide_dtype(query.dtype)
     grads = [like_hidden_states(tensor, dtype).zero_() for tensor in (query, key, value)]
     for block in _blocks(query, key, seen.causal):
         queries, keys = query[block.of_queries], key[block.of_keys]
@@ -153,5 +149,5 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if right.is_cuda and right.dtype in (torch.float16, torch.bfloat16):
         flat = torch.bmm(left.to(right.dtype).flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
         return flat.unflatten(0, left.shape[:2])
-    dtype = wide(right.dtype)
+    dtype = wide_dtype(right.dtype)
     return left.to(dtype) @ right.to(dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptm_dist.kernels.choice import Choice, Form, Operation
+from ptm_dist.kernels.compiled import compiled
 
 
 def bias_gelu(hidden: Tensor, bias: Tensor, approximate: str, choice: Choice) -> Tensor:
@@ -28,17 +27,12 @@ def bias_gelu(hidden: Tensor, bias: Tensor, approximate: str, choice: Choice) ->
     if form is Form.TRITON and hidden.numel():
         return _BiasGelu.apply(hidden, bias, approximate)
     if form is Form.COMPILE:
-        return _compiled()(hidden, bias, approximate)
+        return compiled(_reference)(hidden, bias, approximate)
     return _reference(hidden, bias, approximate)
 
 
 def _reference(hidden: Tensor, bias: Tensor, approximate: str) -> Tensor:
     return F.gelu(hidden + bias, approximate=approximate)
-
-
-@cache
-def _compiled() -> Callable[[Tensor, Tensor, str], Tensor]:
-    return torch.compile(_reference)
 
 
 class _BiasGelu(torch.autograd.Function):

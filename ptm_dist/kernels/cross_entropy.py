@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipeline.samples import IGNORE_INDEX
 from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.kernels.compiled import compiled
+from ptm_dist.kernels.wide import wide_dtype
 
 HIGHEST, TOTAL, TARGET, SUM, HIT = range(5)
 """Statistics of a row of logits x, as far as its columns are here: max(x), the sum of exp(x - max(x)), the target's x
@@ -65,11 +66,6 @@ class Rows(NamedTuple):
 
     losses: Tensor
     hits: Tensor
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In what sums over a vocabulary are computed: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, kind: CrossEntropy, choice: Choice, *, gradient: bool) -> Rows:

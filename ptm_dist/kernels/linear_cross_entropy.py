@@ -25,8 +25,8 @@ from ptm_dist.kernels.cross_entropy import (
     gradient_,
     partial_statistics,
     rows_of,
-    wide_dtype,
 )
+from ptm_dist.kernels.wide import wide_dtype
 
 _ALIGNED = 16
 """Rows of a chunk's logits start at multiples of so many elements: kernels then read several at a time."""

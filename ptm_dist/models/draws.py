@@ -105,6 +105,11 @@ class Draws:
         return LayerDraws(spec.dropout, spec.attention_dropout, self.keys[layer], self.samples, positions, places)
 
 
+def step_keys(spec: ModelSpec, seed: int, step: int, device: torch.device) -> Tensor | None:
+    """:func:`dropout_keys` of a model on a device; None if it has no dropout."""
+    return dropout_keys(seed, step, spec.num_layers).to(device, non_blocking=True) if spec.draws else None
+
+
 def dropout_keys(seed: int, step: int, num_layers: int) -> Tensor:
     """Keys of all layers for one step, ``[layers + 1, sites, 2]``, int64 on the CPU.
 

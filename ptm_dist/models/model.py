@@ -101,7 +101,8 @@ class LanguageModel(nn.Module):
             self.head.decoder.weight = self.embeddings.token.weight
 
     def choose(self, choice: Choice) -> None:
-        """Say which forms compute the operations that have several."""
+        """Say which forms compute the operations that have several, attention over whole rows among them."""
+        self.mixer = SdpaMixer(choice, drops=self.spec.attention_dropout > 0.0)
         for module in self.modules():
             if hasattr(module, "choice"):
                 setattr(module, "choice", choice)  # noqa: B010  a class attribute is no part of a Module to mypy

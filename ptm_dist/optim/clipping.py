@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ptm_dist.kernels.wide import wide_dtype
 from ptm_dist.parallel.mesh import RankMesh
 
 
@@ -29,7 +30,7 @@ def global_norm(
         mesh: the ranks.
     """
     sample = next(iter(gradients.values()))
-    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(sample.dtype)
     squares = torch.zeros(2, 2, dtype=dtype, device=sample.device)
     by_split: dict[tuple[bool, bool], list[Tensor]] = defaultdict(list)
     for name, gradient in gradients.items():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ptm_dist.kernels.choice import Choice, Form
+from ptm_dist.kernels.wide import wide_dtype
 from ptm_dist.optim.apex import fused_apex
 from ptm_dist.optim.forms import update_form
 from ptm_dist.parallel.mesh import RankGroup, RankMesh
@@ -81,7 +82,7 @@ class WholeNorms:
         return {name: _by_row(self._roles[name], part) if name in self._roles else part for name, part in parts}
 
     def _local_squares(self, tensors: Mapping[str, Tensor], family: int, known: Mapping[str, Tensor]) -> Tensor:
-        dtype = torch.float64 if tensors[next(iter(self._counts))].dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(tensors[next(iter(self._counts))].dtype)
         squares = {name: sums[family] for name, sums in known.items() if name in self._counts}
         unknown = [name for name in self._counts if name not in squares and tensors[name].numel()]
         single = [name for name in unknown if name not in self._roles]

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from ptm_dist.kernels.attention_blocks import wide
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.kernels.seen import Seen
+from ptm_dist.kernels.wide import wide_dtype
 from ptm_dist.parallel.attention_kernels import kernel_for
 
 
@@ -69,7 +69,7 @@ class Merge:
 
     def __init__(self, query: Tensor) -> None:
         self._dtype = query.dtype
-        self._output = torch.zeros(query.shape, dtype=wide(query.dtype), device=query.device)
+        self._output = torch.zeros(query.shape, dtype=wide_dtype(query.dtype), device=query.device)
         self._lse = self._output.new_full(query.shape[:-1], -math.inf)
 
     def add(self, queries: slice, output: Tensor, lse: Tensor) -> None:

@@ -18,8 +18,8 @@ from ptm_dist.kernels.cross_entropy import (
     joined,
     partial_statistics,
     rows_of,
-    wide_dtype,
 )
+from ptm_dist.kernels.wide import wide_dtype
 from ptm_dist.parallel.collectives import (
     Pending,
     gather_sequence,

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.models import model_spec
-from ptm_dist.models.attention import SdpaMixer
 from ptm_dist.models.initialization import fill_initial
 from ptm_dist.models.model import LanguageModel, Part
 from ptm_dist.models.spec import ModelSpec
@@ -218,11 +217,10 @@ def _build_stage(
 ) -> Stage:
     module = part.to(numbers.master)
     module.choose(choice)
-    drops = module.spec.attention_dropout > 0.0
-    module.mixer = SdpaMixer(choice, drops=drops)
     if mesh.tensor.size > 1:
         apply_tensor_parallel(module, split)
     if mesh.context.size > 1:
+        drops = module.spec.attention_dropout > 0.0
         module.mixer = context_mixer(layout.context_method, mesh.context, choice, drops=drops)
     apply_recompute(module, layout.recompute, layout.recompute_every)
     if layout.compile:

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ptm_dist.kernels.attention_blocks import wide
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.kernels.philox import PER_COUNTER
 from ptm_dist.kernels.seen import AttentionDrop, Seen
+from ptm_dist.kernels.wide import wide_dtype
 from ptm_dist.models.attention import Sight, Window
 from ptm_dist.parallel.chunk_attention import Merge, attend, attend_backward
 from ptm_dist.parallel.mesh import RankGroup
@@ -114,7 +114,7 @@ class _Ring(torch.autograd.Function):
         query, key, value, output, lse = ctx.saved_tensors
         lengths, ranks = ctx.visible.lengths, ctx.ranks
         grad = grad.contiguous()
-        query_grad = torch.zeros(query.shape, dtype=wide(query.dtype), device=query.device)
+        query_grad = torch.zeros(query.shape, dtype=wide_dtype(query.dtype), device=query.device)
         travelling = None
         for hops, block in enumerate(_around(torch.stack([key, value]), lengths, ranks)):
             block_grad = torch.zeros(block.shape, dtype=query_grad.dtype, device=block.device)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptm_dist.kernels.attention_blocks import like_hidden_states, wide
+from ptm_dist.kernels.attention_blocks import like_hidden_states
 from ptm_dist.kernels.seen import Seen
 from ptm_dist.kernels.triton.attention_masks import in_turn, kept, visible
 from ptm_dist.kernels.triton.attention_parts import (
@@ -22,6 +22,7 @@ from ptm_dist.kernels.triton.attention_parts import (
     product,
     store_rows,
 )
+from ptm_dist.kernels.wide import wide_dtype
 
 
 @triton.jit
@@ -118,7 +119,7 @@ def _forward(
 def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
     """As :func:`ptm_dist.kernels.attention_blocks.attend_in_blocks`; there is dropout."""
     output = like_hidden_states(query)
-    lse = query.new_empty(query.shape[:3], dtype=wide(query.dtype))
+    lse = query.new_empty(query.shape[:3], dtype=wide_dtype(query.dtype))
     tile = _tile(query, seen)
     grid = (triton.cdiv(query.shape[2], tile.rows), query.shape[0] * query.shape[1])
     _forward[grid](output=output, lse=lse, **arguments(query, key, value, seen), **tile.options())

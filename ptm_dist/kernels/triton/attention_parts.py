@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ptm_dist.kernels.philox import threshold
 from ptm_dist.kernels.seen import Seen
+from ptm_dist.kernels.triton.wide import wide_type
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
@@ -134,7 +135,7 @@ def arguments(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> dict[str
         "WIDTH": triton.next_power_of_2(head),
         "SCORE_SCALE": 1 / math.sqrt(head),
         "DOT": _factor_type(query),
-        "REAL": tl.float64 if query.dtype is torch.float64 else tl.float32,
+        "REAL": wide_type(query.dtype),
     }
 
 

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ptm_dist.kernels.triton.wide import wide_type
+from ptm_dist.kernels.wide import wide_dtype
+
 _ROWS, _COLUMNS = 4, 512
 """Of a tile: 16 elements for each of 128 threads, two vectors of 128 bits in bfloat16."""
 _TURNS = 256
@@ -33,7 +36,7 @@ def gelu_forward(hidden: Tensor, bias: Tensor, approximate: str) -> Tensor:
     grid = (-(-rows // _ROWS), -(-width // _COLUMNS))
     _forward[grid](
         hidden, bias, out, rows, width,
-        TANH=approximate == "tanh", KIND=_kind(hidden), ROWS=_ROWS, COLUMNS=_COLUMNS,
+        TANH=approximate == "tanh", KIND=wide_type(hidden.dtype), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
     return out
 
@@ -54,19 +57,12 @@ def gelu_backward(gradient: Tensor, hidden: Tensor, bias: Tensor, approximate: s
     tiles = -(-rows // _ROWS)
     turns = min(tiles, _TURNS)
     of_hidden = torch.empty_like(hidden)
-    sums = torch.empty(
-        turns, width, dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
-    )
+    sums = torch.empty(turns, width, dtype=wide_dtype(hidden.dtype), device=hidden.device)
     _backward[(turns, -(-width // _COLUMNS))](
         gradient, hidden, bias, of_hidden, sums, rows, width, tiles,
-        TANH=approximate == "tanh", KIND=_kind(hidden), ROWS=_ROWS, COLUMNS=_COLUMNS,
+        TANH=approximate == "tanh", KIND=wide_type(hidden.dtype), ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
     return of_hidden, sums.sum(0).to(bias.dtype)
-
-
-def _kind(hidden: Tensor) -> tl.dtype:
-    """What a kernel computes in."""
-    return tl.float64 if hidden.dtype == torch.float64 else tl.float32
 
 
 @triton.jit

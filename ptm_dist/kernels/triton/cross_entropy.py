@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from data_pipeline.samples import IGNORE_INDEX
-from ptm_dist.kernels.cross_entropy import NUM_STATISTICS, Columns, CrossEntropy, wide_dtype
+from ptm_dist.kernels.cross_entropy import NUM_STATISTICS, Columns, CrossEntropy
+from ptm_dist.kernels.triton.wide import wide_type
+from ptm_dist.kernels.wide import wide_dtype
 
 _LARGEST_BLOCK = 4096
 """Columns at a time: with 8 warps, 16 for each thread."""
-_WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def launch(
@@ -52,7 +52,7 @@ def launch(
         SMOOTHING=kind.smoothing,
         SPREAD=kind.smoothing / columns.vocab_size,
         Z_LOSS=kind.z_loss,
-        WIDE=_WIDE[wide],
+        WIDE=wide_type(wide),
         MAKES_STATISTICS=known is None,
         MAKES_GRADIENT=gradient,
         COUNTS_HITS=kind.counts_hits,

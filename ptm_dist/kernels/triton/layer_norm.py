@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ptm_dist.kernels.triton.wide import wide_type
+from ptm_dist.kernels.wide import wide_dtype
+
 Statistics = tuple[Tensor, Tensor]
 """Mean of each row, and the inverse of its deviation, float32 or float64."""
 
@@ -107,14 +110,13 @@ def row_options(width: int, dtype: torch.dtype) -> dict[str, Any]:
     block = max(1 << (width - 1).bit_length(), 64)
     # Eight elements for each thread: 16 bytes of bfloat16, the widest load there is.
     warps = min(max(block // 256, 1), 32)
-    real = tl.float64 if dtype is torch.float64 else tl.float32
-    return {"WIDTH": width, "BLOCK": block, "REAL": real, "num_warps": warps}
+    return {"WIDTH": width, "BLOCK": block, "REAL": wide_type(dtype), "num_warps": warps}
 
 
 def empty_statistics(rows: Tensor) -> Statistics:
     """Room for those of the rows of ``[..., width]``."""
     shape = rows.shape[:-1]
-    return rows.new_empty(shape, dtype=_real(rows.dtype)), rows.new_empty(shape, dtype=_real(rows.dtype))
+    return rows.new_empty(shape, dtype=wide_dtype(rows.dtype)), rows.new_empty(shape, dtype=wide_dtype(rows.dtype))
 
 
 def affine_sums(rows: int, like: Tensor) -> tuple[Tensor, int]:
@@ -130,11 +132,7 @@ def affine_sums(rows: int, like: Tensor) -> tuple[Tensor, int]:
     # Enough programs to keep every processor's loads in flight; a row of 8192 fills one by itself.
     programs = _processors(like.device) * min(max(8192 // width, 1), 8)
     each = max(-(-rows // programs), 1)
-    return like.new_empty((2, -(-rows // each), width), dtype=_real(like.dtype)), each
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
+    return like.new_empty((2, -(-rows // each), width), dtype=wide_dtype(like.dtype)), each
 
 
 def _processors(device: torch.device) -> int:
