@@ -21,7 +21,7 @@ from launcher.doctor.findings import NodeReport
 from launcher.doctor.node import examine_node, node_name
 from launcher.doctor.tokens import missing_tokens, remove_token, write_token
 from launcher.elastic.address import complain, connect
-from launcher.elastic.keeper import LOST
+from launcher.elastic.keeper import APART, LOST
 from launcher.elastic.wire import Message, Wire
 from launcher.elastic.workers import Worker, fork_workers
 from launcher.worker import STACK_SIGNAL, die_with_agent, stack_path
@@ -67,7 +67,8 @@ class Agent:
             self._obey()
             self._look_after_workers()
             self._tell_that_alive()
-            if self._wire.is_closed or time.monotonic() - self._heard > self._silence:
+            is_lost = self._wire.is_closed or time.monotonic() - self._heard > self._silence
+            if self._code is None and is_lost:  # who says goodbye closes the connection too
                 self._code = LOST
         self._kill()
         selector.close()
@@ -195,9 +196,10 @@ def main() -> int:
     _load_libraries()
     found = connect(options.logs, options.seconds)
     if found is None:
+        is_apart = not options.logs.is_dir()
         complain(options.logs, options.node)
         print(f"{options.node}: no coordinator answered that {options.logs} names", file=sys.stderr)
-        return LOST
+        return APART if is_apart else LOST
     connection, address = found
     wire = Wire(connection)
     agent = Agent(wire, options.node, options.logs, options.alive)

@@ -24,6 +24,9 @@ from launcher.elastic.address import connect
 LOST = 3
 """Exit code of an agent that has no coordinator."""
 
+APART = 4
+"""Exit code of an agent that does not see the run directory."""
+
 REQUEUE_VARIABLE = "PTM_REQUEUE"
 """Environment variable that is set in Slurm jobs which go back to the queue by themselves."""
 
@@ -53,14 +56,18 @@ class Keeper:
         while True:
             began = time.monotonic()
             code = self._one_life()
-            if code == LOST:
-                requeue_job(os.environ)
+            if code == LOST and os.environ.get(REQUEUE_VARIABLE):
+                # A script that lives ends this process when the run ends; a coordinator that lives let go of this
+                # node alone.
+                if self._tell_that_it_returns(_SCRIPT_SECONDS):
+                    continue
+                requeue_job(os.environ, Path(self._options[0]).parent, _option(self._options, "--node", node_name()))
             if code >= 0:
                 return code
             in_a_row = in_a_row + 1 if time.monotonic() - began < _TOO_SOON_SECONDS else 0
             if in_a_row >= _MOST_IN_A_ROW:
                 return 128 - code
-            self._tell_that_it_returns()
+            self._tell_that_it_returns(_TELL_SECONDS)
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: signals are for the agent."""
@@ -94,33 +101,44 @@ class Keeper:
             time.sleep(_TICK_SECONDS)
         return process.returncode
 
-    def _tell_that_it_returns(self) -> None:
-        found = connect(Path(self._options[0]), _TELL_SECONDS)
+    def _tell_that_it_returns(self, seconds: float) -> bool:
+        """Look so long for a coordinator and tell it to expect this node; whether there is one."""
+        found = connect(Path(self._options[0]), seconds)
         if found is None:
-            return
+            return False
         connection, address = found
         from launcher.elastic.wire import Wire
 
         wire = Wire(connection)
         wire.send("returning", token=address.token, node=_option(self._options, "--node", node_name()))
         wire.close()
+        return True
 
 
-def requeue_job(environ: Mapping[str, str]) -> bool:
-    """Send the Slurm job of this process back to the queue, if its script wants that and can no longer do it itself.
+def requeue_job(environ: Mapping[str, str], run_directory: Path, node: str) -> bool:
+    """Send the Slurm job of this process back to the queue, whose script can no longer do it itself.
 
     With `--no-kill` Slurm lets a job go on when its first node breaks, though its script is gone with that node: the
     job would hold the others until its time limit. Any of them may requeue it, and the first one does.
     """
     job, life = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_RESTART_COUNT", "0")
-    if not environ.get(REQUEUE_VARIABLE) or shutil.which("scontrol") is None:
+    if shutil.which("scontrol") is None:
         return False
-    time.sleep(_SCRIPT_SECONDS)  # if the script lives, this process does not outlive that
     command = ["scontrol", "--oneliner", "show", "job", job]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.split()
     if "JobState=RUNNING" not in shown or f"Restarts={life}" not in shown:
         return False
+    _note_requeue(run_directory, job, node)
     return subprocess.run(["scontrol", "requeue", job], timeout=60, check=False).returncode == 0
+
+
+def _note_requeue(run_directory: Path, job: str, node: str) -> None:
+    """In the run's history; that the job goes back matters more than that it is known."""
+    from ptm_dist.errors import RunDirectoryError
+    from ptm_dist.training.run_directory import RunDirectory
+
+    with suppress(RunDirectoryError):
+        RunDirectory(run_directory).event("requeue", job=int(job), node=node, cause="its first node does not answer")
 
 
 def agent_environment(environ: Mapping[str, str], processes: int) -> dict[str, str]:

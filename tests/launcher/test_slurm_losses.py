@@ -145,6 +145,7 @@ def test_when_its_first_node_breaks_the_others_send_the_job_back_to_the_queue(pt
         assert slurm.wait(job)["JobState"] == "COMPLETED", text_of(run / "logs" / f"slurm-{job}.log")
     finally:
         slurm.cluster.start_node("n1")
+    assert [event["node"] for event in events(run, "requeue")] == ["n2"]
     assert len(events(run, "start")) == 2
     assert events(run, "start")[1]["step"] > 0
     assert losses(run) == pytest.approx(undisturbed_losses(ptm, workspace), rel=TOLERANCE)
