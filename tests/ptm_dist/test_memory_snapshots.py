@@ -150,11 +150,14 @@ def test_a_run_alone_on_its_machine_is_killed_again_and_again_and_goes_on_from_m
     plain = recipe_of(folder, "plain", {"micro_batch_size": 2}, memory_every=0)
     run_alone(plain)
     recipe = recipe_of(folder, "killed", {"micro_batch_size": 2}, every=0, memory_every=1)
+    snapshots = snapshot_folder(folder / "memory", recipe.directory, "n0")
     for step in (5, 9, 14, 20, 21, 30):
-        before = len(events(recipe, "first_step"))
-        is_going = lambda step=step, before=before: (  # noqa: E731
-            len(events(recipe, "first_step")) > before and len(losses(recipe)) >= step
-        )
+        before, earlier = len(events(recipe, "first_step")), set(snapshots.glob("*.json"))
+
+        def is_going(step=step, before=before, earlier=earlier) -> bool:
+            has_stepped = len(events(recipe, "first_step")) > before and len(losses(recipe)) >= step
+            return has_stepped and not set(snapshots.glob("*.json")) <= earlier
+
         assert kill_when(start(recipe, ["n0"]), is_going)
         assert not (recipe.directory / "checkpoints" / "step-00000040").exists()
     finish(recipe, ["n0"])
