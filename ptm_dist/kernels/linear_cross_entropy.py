@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -142,6 +143,21 @@ def score_hidden(
     return Score(*_ScoreChunks.apply(hidden, weight, bias, targets, work))
 
 
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` for a matrix that may have another use: what that one adds to its gradient is added in place.
+
+    Autograd makes a third tensor of two gradients of which the first is a view, as ``F.linear``'s is: for embeddings
+    that are the head's matrix too, a step's peak of memory.
+
+    Args:
+        hidden: ``[..., in]``.
+        weight: ``[vocab, in]``.
+        bias: ``[vocab]``, if there is one.
+    """
+    logits: Tensor = _Logits.apply(hidden, weight, bias)
+    return logits
+
+
 def form_of(asked: Form | None, tokens: int, width: int) -> Form:
     """WHOLE, CHUNKED or LIGER: what was asked for, else chunks of many tokens.
 
@@ -167,6 +183,26 @@ def _score_rows(
     if gradient:
         gradient_(logits, targets, shared.columns, statistics, kind, choice)
     return rows_of(statistics, targets, shared.columns.vocab_size, kind)
+
+
+class _Logits(torch.autograd.Function):
+    """A linear layer."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return F.linear(hidden, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        return (
+            gradient @ weight if is_wanted(ctx, 0) else None,
+            rows.T @ hidden.flatten(0, -2) if is_wanted(ctx, 1) else None,
+            rows.sum(0) if is_wanted(ctx, 2) else None,
+        )
 
 
 class _ScoreLogits(torch.autograd.Function):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptm_dist.kernels.choice import Choice
 from ptm_dist.kernels.cross_entropy import CrossEntropy
-from ptm_dist.kernels.linear_cross_entropy import Portion, Score, SharedVocabulary, score_hidden
+from ptm_dist.kernels.linear_cross_entropy import Portion, Score, SharedVocabulary, logits_of, score_hidden
 from ptm_dist.models.spec import ModelSpec, NormPosition
 from ptm_dist.models.transformer import activation
 
@@ -44,7 +43,7 @@ class Decoder(nn.Linear):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., size]`` to ``[..., vocab]``."""
-        return F.linear(hidden, self.weight, self.bias)
+        return logits_of(hidden, self.weight, self.bias)
 
     def score(self, hidden: Tensor, targets: Tensor, shared: SharedVocabulary | None = None) -> Score:
         """See :func:`ptm_dist.kernels.linear_cross_entropy.score_hidden`."""

@@ -142,7 +142,7 @@ class ParallelModel:
                     _local(copy.detach()).copy_(_local(self._parameters[name].detach()))
         for stage in self.stages.values():
             if isinstance(stage.data_parallel, Replicas):
-                stage.data_parallel.refresh()
+                stage.data_parallel.changed()
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of :meth:`shards`, summed over all ranks that share a box."""

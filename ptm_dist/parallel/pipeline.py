@@ -57,6 +57,8 @@ class Pipeline:
             like: a tensor as it goes from stage to stage.
             forward: computes a stage.
         """
+        for stage in self._stages.values():
+            stage.begin_step(micro_batches)
         self._run(schedule_of(self._layout, micro_batches), like, forward)
 
     @torch.no_grad()

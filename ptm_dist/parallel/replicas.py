@@ -3,6 +3,9 @@
 Li et al. 2020 (arXiv 2006.15704), section 3.2: the last layers' gradients are ready first, and travel in buckets. A
 rank without replicas sums nothing; what is left for it are weights of lower precision beside those that are updated
 (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1).
+
+In a step of one backward pass nobody reads a weight of lower precision after its gradient is there. Such weights then
+lie where the gradients will be, and need no memory of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from ptm_dist.parallel.mesh import RankGroup
 
 BUCKET_BYTES = 25 * 2**20
 """What travels together at least; as in the paper's section 5.2."""
+
+_ALIGNED = 16
+"""Weights of so many elements, or a multiple, come first in a bucket, where kernels read several at a time."""
 
 
 class Replicas:
@@ -50,6 +56,8 @@ class Replicas:
         self._bucket_bytes = bucket_bytes
         self._buckets: list[_Bucket] = []
         self._sums = False
+        self._wants_to_share = self._shares = False
+        self._is_behind = False
         self._started = 0
         self._works: list[Any] = []
         if compute_dtype is not None:
@@ -60,6 +68,8 @@ class Replicas:
         named = dict(self._module.named_parameters())
         self.masters = dict(named)
         if self.is_mixed:
+            for weight in named.values():  # until a forward pass tells where they shall lie
+                weight.untyped_storage().resize_(0)
             self.masters = {
                 name: nn.Parameter(torch.empty_like(parameter, dtype=self._master_dtype))
                 for name, parameter in named.items()
@@ -69,13 +79,16 @@ class Replicas:
         for bucket in self._buckets:
             for place, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(partial(self._take, bucket, place))
+        self._module.register_forward_pre_hook(self._refresh)
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Bring the weights that are computed with in line with those that are updated."""
-        if self.is_mixed:
-            for bucket in self._buckets:
-                torch._foreach_copy_(bucket.parameters, bucket.masters)
+    def changed(self) -> None:
+        """The weights that are updated are others now: the next forward pass brings those in line that compute."""
+        self._is_behind = self.is_mixed
+
+    def begin_step(self, passes: int) -> None:
+        """Say before the first forward pass of a step how many backward passes the stage has in it."""
+        self._wants_to_share = self.is_mixed and passes == 1
+        self._is_behind |= self._wants_to_share is not self._shares
 
     def begin_backward(self, *, last: bool) -> None:
         """Say before a backward pass whether it is the last one of the step: gradients are summed in that one."""
@@ -91,6 +104,7 @@ class Replicas:
             self._started, self._sums = 0, False
             for bucket in self._buckets:
                 bucket.close()
+        self._is_behind |= self._shares
 
     def hold_weights(self) -> None:
         """Before either half of a backward pass, whose second half leaves gradients without telling."""
@@ -111,13 +125,25 @@ class Replicas:
     @torch.no_grad()
     def _take(self, bucket: _Bucket, place: int, parameter: Tensor) -> None:
         """Add a gradient that is complete in this backward pass to its sum, and start what can be summed over ranks."""
-        if self._ranks.size > 1:
+        if self._ranks.size > 1 or self._shares:
             bucket.add(place, parameter)
         elif self.is_mixed:
             _add_alone(bucket.masters[place], parameter)
         if self._sums:
             bucket.ready += 1
             self._start()
+
+    @torch.no_grad()
+    def _refresh(self, module: nn.Module, arguments: object) -> None:
+        """Before a forward pass: bring the weights that compute in line with those that are updated."""
+        if not self._is_behind:
+            return
+        # Gradients that nobody has used yet are not written over.
+        self._shares = self._wants_to_share and all(master.grad is None for master in self.masters.values())
+        for bucket in self._buckets:
+            bucket.lodge(shares=self._shares)
+            torch._foreach_copy_(bucket.parameters, bucket.masters)
+        self._is_behind = self._shares is not self._wants_to_share
 
     def _start(self, *, all_of_them: bool = False) -> None:
         """Sum buckets over ranks, in their order on every rank; those that are complete, or all."""
@@ -137,11 +163,27 @@ class _Bucket:
     """
 
     def __init__(self, pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        pairs = sorted(pairs, key=lambda pair: pair[0].numel() % _ALIGNED != 0)
         self.parameters: list[Tensor] = [parameter for parameter, _ in pairs]
         self.masters: list[Tensor] = [master for _, master in pairs]
         self.ready = 0
         self._flat: Tensor | None = None
         self._views: list[Tensor] = []
+        self._is_shared: bool | None = None
+
+    def lodge(self, *, shares: bool) -> None:
+        """Give the weights that compute their place: in the memory of the gradients, or memory of their own."""
+        if shares is self._is_shared:
+            return
+        self._is_shared = shares
+        if shares:
+            self._open()
+            for parameter, view in zip(self.parameters, self._views, strict=True):
+                parameter.data = view.view(-1).view(parameter.dtype)[: parameter.numel()].view_as(parameter)
+        else:
+            self.close()
+            for parameter in self.parameters:
+                parameter.data = torch.empty_like(parameter)
 
     def add(self, place: int, parameter: Tensor) -> None:
         """Take one gradient in; what was added before stays."""
@@ -156,7 +198,7 @@ class _Bucket:
             if master.grad is None:
                 view.copy_(parameter.grad)
             else:
-                view.add_(parameter.grad)
+                torch.add(master.grad, parameter.grad, out=view)
             parameter.grad = None
         master.grad = view
 
@@ -171,8 +213,10 @@ class _Bucket:
         return self._flat
 
     def close(self) -> None:
-        """Let go of the memory, which the gradients keep as long as they are wanted."""
-        self._flat, self._views, self.ready = None, [], 0
+        """Let go of the memory, which gradients keep as long as they are wanted, and weights that share it."""
+        self.ready = 0
+        if not self._is_shared:
+            self._flat, self._views = None, []
 
     def _open(self) -> None:
         sizes = [master.numel() for master in self.masters]

@@ -48,6 +48,11 @@ class Stage:
             return self.data_parallel.masters
         return dict(self.module.named_parameters())
 
+    def begin_step(self, passes: int) -> None:
+        """Before the first forward pass of a step in which the stage has so many backward passes."""
+        if isinstance(self.data_parallel, Replicas):
+            self.data_parallel.begin_step(passes)
+
     def backward(self, out: Tensor, gradient: Tensor | None, hidden: Tensor | None, *, last: bool) -> Tensor | None:
         """Gradients of weights, accumulated, and of `hidden`.
 

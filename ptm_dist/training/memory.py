@@ -178,10 +178,11 @@ class _Rank:
     def _whole_weights(self) -> int:
         """Copies beside the shards: of all layers at stages 1 and 2, of the one at work and the next at stage 3.
 
-        Where state is not shared there are those of another type. Backward passes in halves keep a stage whole.
+        Where state is not shared there are those of another type, in the memory of the gradients if there is one
+        micro-batch. Backward passes in halves keep a stage whole.
         """
         if not self._uses_fsdp:
-            return self._local * self._compute * self._is_mixed
+            return self._local * self._compute * (self._is_mixed and self.micro_batches > 1)
         sizes = {stage.number: stage.sizes() for stage in self._stages}
         if self.layout.zero_stage < 3:
             return sum(map(sum, sizes.values())) * self._compute

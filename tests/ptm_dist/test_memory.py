@@ -299,3 +299,5 @@ def test_a_single_process_in_one_precision_keeps_no_copies():
     assert memory.gradients == memory.weights
     in_bfloat16 = estimate(small_recipe(training__precision="bf16"), 1)
     assert in_bfloat16.whole_weights == memory.weights / 2
+    at_once = estimate(recipe_of({"micro_batch_size": 2}, training__precision="bf16", training__global_batch_size=2), 1)
+    assert at_once.whole_weights == 0

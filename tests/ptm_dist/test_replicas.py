@@ -33,7 +33,7 @@ def replicas_of(model: nn.Module, ranks: RankGroup, dtype: torch.dtype | None, b
     with torch.no_grad():
         for name, value in network().named_parameters():
             replicas.masters[name].copy_(value)
-    replicas.refresh()
+    replicas.changed()
     return replicas
 
 
@@ -77,23 +77,65 @@ def test_gradients_are_those_of_torch_ddp(bucket_bytes, halves):
             assert torch.equal(sums[name], 2 * mean), name
 
 
-@pytest.mark.parametrize("micros", [1, MICROS])
-def test_gradients_of_low_precision_add_up_in_single_precision(micros):
-    model = network()
-    replicas = replicas_of(model, ALONE, torch.bfloat16, 1)
-    expected: dict[str, Tensor] = {}
+def low_precision_gradients(weights: nn.Module, micros: int) -> dict[str, Tensor]:
+    """Of weights rounded to bfloat16, each micro-batch's added in float32."""
+    total: dict[str, Tensor] = {}
     for micro in range(micros):
-        plain = network().bfloat16()
-        loss_of(plain, micro, 0, torch.bfloat16).backward()
+        plain = network()
+        plain.load_state_dict(weights.state_dict())
+        loss_of(plain.bfloat16(), micro, 0, torch.bfloat16).backward()
         for name, parameter in plain.named_parameters():
-            expected[name] = expected.get(name, 0.0) + parameter.grad.float()
+            total[name] = total.get(name, 0.0) + parameter.grad.float()
+    return total
+
+
+def step(model: nn.Module, replicas: Replicas, micros: int) -> dict[str, Tensor]:
+    """The gradients that are left; where weights and gradients share memory, nothing of the weights is."""
+    replicas.begin_step(micros)
+    for micro in range(micros):
+        loss = loss_of(model, micro, 0, torch.bfloat16)
         replicas.begin_backward(last=micro == micros - 1)
-        loss_of(model, micro, 0, torch.bfloat16).backward()
+        loss.backward()
         replicas.end_backward()
-    for name, master in replicas.masters.items():
-        assert master.dtype == torch.float32
-        assert torch.equal(master.grad, expected[name]), name
+    return {name: master.grad.clone() for name, master in replicas.masters.items()}
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 1 << 20], ids=["one each", "one in all"])
+def test_gradients_of_low_precision_add_up_in_single_precision(bucket_bytes):
+    model, expected = network(), network()
+    replicas = replicas_of(model, ALONE, torch.bfloat16, bucket_bytes)
+    for micros in (1, 1, MICROS, 1, MICROS):  # weights move into the gradients' memory and out of it
+        found = step(model, replicas, micros)
+        for name, gradient in low_precision_gradients(expected, micros).items():
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], gradient), (micros, name)
+        with torch.no_grad():
+            for name, weight in expected.named_parameters():
+                weight.sub_(0.01 * found[name])
+                replicas.masters[name].sub_(0.01 * found[name])
+                replicas.masters[name].grad = None
+        replicas.changed()
     assert all(parameter.grad is None and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+def test_weights_lie_where_their_gradients_will_be_if_there_is_one_backward_pass():
+    model = network()
+    replicas = replicas_of(model, ALONE, torch.bfloat16, 1 << 20)
+    replicas.begin_step(1)
+    loss = loss_of(model, 0, 0, torch.bfloat16)
+    places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    loss.backward()
+    for name, master in replicas.masters.items():
+        assert master.grad.data_ptr() == places[name]
+
+
+def test_gradients_that_nobody_has_used_are_not_written_over():
+    model = network()
+    replicas = replicas_of(model, ALONE, torch.bfloat16, 1 << 20)
+    once = step(model, replicas, 1)
+    twice = step(model, replicas, 1)
+    for name, gradient in once.items():
+        assert torch.equal(twice[name], 2 * gradient), name
 
 
 def test_weights_that_compute_follow_those_that_are_updated():
@@ -102,7 +144,8 @@ def test_weights_that_compute_follow_those_that_are_updated():
     with torch.no_grad():
         for master in replicas.masters.values():
             master.add_(1.0)
-    replicas.refresh()
+    replicas.changed()
+    model(torch.zeros(1, WIDTH, dtype=torch.bfloat16))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, replicas.masters[name].bfloat16())
 
