@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ptm_dist.kernels.seen import AttentionDrop
 from ptm_dist.models.attention import Mixer, Sight, Window
@@ -40,13 +41,49 @@ class ValidPositions:
 
     def pack(self, padded: Tensor) -> Tensor:
         """``[batch, seq, width]`` to ``[1, total, width]``."""
-        return padded.flatten(0, 1).index_select(0, self.places)[None]
+        rows: Tensor = _Pack.apply(padded.flatten(0, 1), self.places)
+        return rows[None]
 
     def spread(self, packed: Tensor) -> Tensor:
         """``[1, total, width]`` to ``[batch, seq, width]``, 0 at padding."""
         batch, seq = self.shape
-        padded = packed.new_zeros(batch * seq, packed.shape[2]).index_copy(0, self.places, packed[0])
-        return padded.view(batch, seq, packed.shape[2])
+        rows: Tensor = _Spread.apply(packed[0], self.places, batch * seq)
+        return rows.view(batch, seq, packed.shape[2])
+
+
+class _Pack(torch.autograd.Function):
+    """Some rows of a matrix; no row twice, so that the backward pass adds nothing up."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = len(padded)
+        return padded.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return _spread(gradient, places, ctx.rows), None
+
+
+class _Spread(torch.autograd.Function):
+    """The way back; torch's own would keep the rows for their shape."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, places: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return _spread(packed, places, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+def _spread(packed: Tensor, places: Tensor, rows: int) -> Tensor:
+    return packed.new_zeros(rows, packed.shape[1]).index_copy_(0, places, packed)
 
 
 class UnpaddedMixer:

@@ -71,3 +71,19 @@ def test_packed_positions_come_back_to_their_places():
     packed = positions.pack(hidden)
     assert torch.equal(packed, hidden[valid][None])
     assert torch.equal(positions.spread(packed), hidden * valid[..., None])
+
+
+def test_packing_and_spreading_are_each_others_backward_pass_and_keep_no_rows():
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    positions, kept = ValidPositions.of(valid), []
+    padded = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    packed = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(positions.pack(padded), padded[valid][None])
+    assert torch.equal(positions.spread(packed)[valid], packed[0])
+    assert positions.spread(packed)[~valid].count_nonzero() == 0
+    assert torch.autograd.gradcheck(positions.pack, padded)
+    assert torch.autograd.gradcheck(positions.spread, packed)
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+        positions.spread(packed)
+        positions.pack(padded)
+    assert all(tensor is positions.places for tensor in kept)
