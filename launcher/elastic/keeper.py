@@ -37,6 +37,8 @@ _SLOW_START_SECONDS = 300.0
 _TELL_SECONDS = 2.0
 _TOO_SOON_SECONDS = 2.0
 _MOST_IN_A_ROW = 5
+_SLURM_SECONDS = 60.0
+_MOST_REQUESTS = 30
 
 
 class Keeper:
@@ -115,21 +117,33 @@ class Keeper:
         return True
 
 
-def requeue_job(environ: Mapping[str, str], run_directory: Path, node: str) -> bool:
+def requeue_job(environ: Mapping[str, str], run_directory: Path, node: str) -> None:
     """Send the Slurm job of this process back to the queue, whose script can no longer do it itself.
 
     With `--no-kill` Slurm lets a job go on when its first node breaks, though its script is gone with that node: the
-    job would hold the others until its time limit. Any of them may requeue it, and the first one does.
+    job would hold the others until its time limit. Any of them may requeue it, and the first one does. Slurm may be
+    slow to answer, or refuse, while it looks for the node: it is asked again.
     """
     job, life = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_RESTART_COUNT", "0")
     if shutil.which("scontrol") is None:
-        return False
-    command = ["scontrol", "--oneliner", "show", "job", job]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.split()
-    if "JobState=RUNNING" not in shown or f"Restarts={life}" not in shown:
-        return False
-    _note_requeue(run_directory, job, node)
-    return subprocess.run(["scontrol", "requeue", job], timeout=60, check=False).returncode == 0
+        return
+    for attempt in range(_MOST_REQUESTS):
+        shown = _scontrol("--oneliner", "show", "job", job)
+        if shown and not {"JobState=RUNNING", f"Restarts={life}"} <= set(shown.split()):
+            return
+        if attempt == 0:
+            _note_requeue(run_directory, job, node)
+        _scontrol("requeue", job)
+        time.sleep(_SCRIPT_SECONDS)
+
+
+def _scontrol(*arguments: str) -> str:
+    """What it says; nothing if it fails or does not answer."""
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(
+            ["scontrol", *arguments], capture_output=True, text=True, timeout=_SLURM_SECONDS, check=False
+        ).stdout
+    return ""
 
 
 def _note_requeue(run_directory: Path, job: str, node: str) -> None:
