@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -17,7 +18,8 @@ from ptm_dist.kernels.choice import Choice, Form, Operation
 from ptm_dist.kernels.embedding import embed
 from ptm_dist.optim.adamw import AdamW
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
+"""What is timed; those of ours give all results, gradients included."""
 _EPS = 1e-5
 
 
@@ -46,12 +48,28 @@ class Subject:
     peers: Mapping[str, Callable[[], Call]] = field(default_factory=dict)
 
 
-Sizes = Mapping[str, tuple[int, int]]
-"""Rows and width of each operation."""
+@dataclass(frozen=True)
+class Draw:
+    """Makes inputs: the same numbers for each subject of a name and size.
+
+    Attributes:
+        dtype: to which they are rounded.
+        device: that they are on.
+        is_exact: whether they are then stored in float64, for results to compare with.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    is_exact: bool = False
+
+    def numbers(self, *shape: int, scale: float = 1.0, trains: bool = True) -> Tensor:
+        """From a normal distribution."""
+        rounded = (torch.randn(*shape, device=self.device) * scale).to(self.dtype)
+        return (rounded.double() if self.is_exact else rounded).requires_grad_(trains)
 
 
-def subjects(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[Subject]:
-    """All operations whose size is given, in one type."""
+def subject_of(name: str, rows: int, width: int, draw: Draw) -> Subject:
+    """An operation at one size, with inputs of its own."""
     makers = {
         "add_norm": _add_norm,
         "bias_gelu": _bias_gelu,
@@ -60,7 +78,8 @@ def subjects(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[Sub
         "linear_cross_entropy": _linear_cross_entropy,
         "optimizer": _optimizer,
     }
-    return [makers[name](rows, width, dtype, device) for name, (rows, width) in sizes.items()]
+    torch.manual_seed(0)
+    return makers[name](rows, width, draw)
 
 
 def _choice(operation: Operation, form: Form) -> Choice:
@@ -84,20 +103,17 @@ def _trained(function: Callable[..., Any], *inputs: Tensor) -> Call:
     outs = list(out) if isinstance(out, tuple) else [out]
     gradients = [torch.ones_like(each) for each in outs]
 
-    def call() -> object:
+    def call() -> Sequence[Tensor]:
         found = function(*inputs)
-        return torch.autograd.grad(list(found) if isinstance(found, tuple) else [found], wanted, gradients)
+        outs = list(found) if isinstance(found, tuple) else [found]
+        return *outs, *torch.autograd.grad(outs, wanted, gradients)
 
     return call
 
 
-def _random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, device=device).requires_grad_()
-
-
-def _add_norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    branch, residual = (_random(1, rows, width, dtype=dtype, device=device) for _ in range(2))
-    weight, bias = (_random(width, dtype=dtype, device=device) for _ in range(2))
+def _add_norm(rows: int, width: int, draw: Draw) -> Subject:
+    branch, residual = (draw.numbers(1, rows, width) for _ in range(2))
+    weight, bias = (draw.numbers(width) for _ in range(2))
     inputs = (branch, residual, weight, bias)
 
     def plain(branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,17 +134,17 @@ def _add_norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -
 
     operation = Operation.ADD_NORM
     # Two tensors in and two out; of the gradients two in and one out, and the sum once more.
-    least = 8 * rows * width * dtype.itemsize
+    least = 8 * rows * width * draw.dtype.itemsize
     peers = {
         "torch": lambda: _trained(plain, *inputs),
         "torch.compile": lambda: _trained(torch.compile(plain), *inputs),
         "liger, addition by torch": liger,
     }
-    return Subject(operation, operation.value, rows, width, dtype, least, _forms(make, operation, *_FUSED), peers)
+    return Subject(operation, operation.value, rows, width, draw.dtype, least, _forms(make, operation, *_FUSED), peers)
 
 
-def _bias_gelu(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    hidden, bias = _random(rows, width, dtype=dtype, device=device), _random(width, dtype=dtype, device=device)
+def _bias_gelu(rows: int, width: int, draw: Draw) -> Subject:
+    hidden, bias = draw.numbers(rows, width), draw.numbers(width)
 
     def plain(hidden: Tensor, bias: Tensor) -> Tensor:
         return F.gelu(hidden + bias, approximate="tanh")
@@ -137,17 +153,17 @@ def _bias_gelu(rows: int, width: int, dtype: torch.dtype, device: torch.device) 
         return _trained(lambda *given: bias_gelu(*given, "tanh", choice), hidden, bias)
 
     operation = Operation.BIAS_GELU
-    least = 5 * rows * width * dtype.itemsize
+    least = 5 * rows * width * draw.dtype.itemsize
     peers = {
         "torch": lambda: _trained(plain, hidden, bias),
         "torch.compile": lambda: _trained(torch.compile(plain), hidden, bias),
     }
-    return Subject(operation, operation.value, rows, width, dtype, least, _forms(make, operation, *_FUSED), peers)
+    return Subject(operation, operation.value, rows, width, draw.dtype, least, _forms(make, operation, *_FUSED), peers)
 
 
-def _embedding(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    token, position, segment = (_random(1, rows, width, dtype=dtype, device=device) for _ in range(3))
-    weight, bias = (_random(width, dtype=dtype, device=device) for _ in range(2))
+def _embedding(rows: int, width: int, draw: Draw) -> Subject:
+    token, position, segment = (draw.numbers(1, rows, width) for _ in range(3))
+    weight, bias = (draw.numbers(width) for _ in range(2))
     inputs = (token, position[0], segment, weight, bias)
 
     def plain(token: Tensor, position: Tensor, segment: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -161,22 +177,27 @@ def _embedding(rows: int, width: int, dtype: torch.dtype, device: torch.device) 
 
     operation = Operation.EMBEDDING
     # Three in, one out; of the gradients one in and one out (it is the same for all three), and the sum once more.
-    least = 7 * rows * width * dtype.itemsize
+    least = 7 * rows * width * draw.dtype.itemsize
     peers = {
         "torch": lambda: _trained(plain, *inputs),
         "torch.compile": lambda: _trained(torch.compile(plain), *inputs),
     }
-    return Subject(operation, operation.value, rows, width, dtype, least, _forms(make, operation, *_FUSED), peers)
+    return Subject(operation, operation.value, rows, width, draw.dtype, least, _forms(make, operation, *_FUSED), peers)
 
 
-def _cross_entropy(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    logits = _random(rows, width, dtype=dtype, device=device)
-    targets = torch.randint(0, width, (rows,), device=device)
+def _cross_entropy(rows: int, width: int, draw: Draw) -> Subject:
+    logits = draw.numbers(rows, width)
+    targets = torch.randint(0, width, (rows,), device=draw.device)
 
     def make(choice: Choice) -> Call:
         module = import_module("ptm_dist.kernels.cross_entropy")
         own = logits.detach().clone()
-        return lambda: module.cross_entropy_(own, targets, module.CrossEntropy(), choice, gradient=True)
+
+        def call() -> Sequence[Tensor]:
+            rows = module.cross_entropy_(own, targets, module.CrossEntropy(), choice, gradient=True)
+            return rows.losses, own
+
+        return call
 
     def plain(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), targets)
@@ -189,36 +210,32 @@ def _cross_entropy(rows: int, width: int, dtype: torch.dtype, device: torch.devi
 
     operation = Operation.CROSS_ENTROPY
     # Read once, and what is read is replaced by its gradient, in an online form that reads twice.
-    least = 3 * rows * width * dtype.itemsize
+    least = 3 * rows * width * draw.dtype.itemsize
     peers = {
         "torch": lambda: _trained(plain, logits),
         "torch.compile": lambda: _trained(torch.compile(plain), logits),
         "liger": liger,
     }
-    return Subject(operation, operation.value, rows, width, dtype, least, _forms(make, operation, *_FUSED), peers)
+    return Subject(operation, operation.value, rows, width, draw.dtype, least, _forms(make, operation, *_FUSED), peers)
 
 
 _VOCABULARY = 50304
 
 
-def _linear_cross_entropy(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    hidden = _random(rows, width, dtype=dtype, device=device)
-    weight = (torch.randn(_VOCABULARY, width, device=device) * 0.02).to(dtype).requires_grad_()
-    targets = torch.randint(0, _VOCABULARY, (rows,), device=device)
+def _linear_cross_entropy(rows: int, width: int, draw: Draw) -> Subject:
+    hidden = draw.numbers(rows, width)
+    weight = draw.numbers(_VOCABULARY, width, scale=0.02)
+    targets = torch.randint(0, _VOCABULARY, (rows,), device=draw.device)
 
-    def ours(form: str) -> Callable[[], Call]:
-        def make() -> Call:
-            head = import_module("ptm_dist.kernels.linear_cross_entropy")
-            loss = import_module("ptm_dist.kernels.cross_entropy").CrossEntropy()
-            choice = _choice(Operation("linear_cross_entropy"), Form(form))
+    def make(choice: Choice) -> Call:
+        head = import_module("ptm_dist.kernels.linear_cross_entropy")
+        loss = import_module("ptm_dist.kernels.cross_entropy").CrossEntropy()
 
-            def score(hidden: Tensor, weight: Tensor) -> Tensor:
-                linear = lambda given: F.linear(given, weight)  # noqa: E731
-                return head.score_hidden(linear, hidden, weight, None, targets, loss, choice).loss
+        def score(hidden: Tensor, weight: Tensor) -> Tensor:
+            linear = partial(head.logits_of, weight=weight, bias=None)
+            return head.score_hidden(linear, hidden, weight, None, targets, loss, choice).loss
 
-            return _trained(score, hidden, weight)
-
-        return make
+        return _trained(score, hidden, weight)
 
     def plain(hidden: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
@@ -239,25 +256,29 @@ def _linear_cross_entropy(rows: int, width: int, dtype: torch.dtype, device: tor
         return _trained(lambda hidden, weight: function(hidden, weight, targets), hidden, weight)
 
     peers = {
-        "ours, whole": ours("whole"),
-        "ours, chunked": ours("chunked"),
         "torch": lambda: _trained(plain, hidden, weight),
         "torch.compile": lambda: _trained(torch.compile(plain), hidden, weight),
         "torch linear_cross_entropy": torch_own,
         "liger": liger,
         "cut-cross-entropy": cut,
     }
-    least = 4 * (rows + _VOCABULARY) * width * dtype.itemsize
-    return Subject(None, "linear_cross_entropy", rows, width, dtype, least, peers=peers)
+    least = 4 * (rows + _VOCABULARY) * width * draw.dtype.itemsize
+    calls = _forms(make, Operation.LINEAR_CROSS_ENTROPY, Form.WHOLE, Form.CHUNKED)
+    return Subject(None, "linear_cross_entropy", rows, width, draw.dtype, least, calls, peers)
 
 
-def _optimizer(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
-    weights = {"layer.weight": torch.randn(rows, width, dtype=dtype, device=device)}
-    gradients = {"layer.weight": torch.randn(rows, width, dtype=dtype, device=device)}
+def _optimizer(rows: int, width: int, draw: Draw) -> Subject:
+    weights = {"layer.weight": draw.numbers(rows, width, trains=False)}
+    gradients = {"layer.weight": draw.numbers(rows, width, trains=False)}
 
     def make(choice: Choice) -> Call:
         update = AdamW(lambda: weights, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, choice=choice)
-        return lambda: update.step(gradients, 1e-4)
+
+        def call() -> Sequence[Tensor]:
+            update.step(gradients, 1e-4)
+            return tuple(weights.values())
+
+        return call
 
     def plain() -> Call:
         parameter = torch.nn.Parameter(weights["layer.weight"])
@@ -265,6 +286,6 @@ def _optimizer(rows: int, width: int, dtype: torch.dtype, device: torch.device) 
         return torch.optim.AdamW([parameter], lr=1e-4, fused=True).step
 
     operation = Operation.OPTIMIZER
-    least = 7 * rows * width * dtype.itemsize
+    least = 7 * rows * width * draw.dtype.itemsize
     calls = _forms(make, operation, Form.REFERENCE, Form.TRITON, Form.APEX)
-    return Subject(operation, operation.value, rows, width, dtype, least, calls, {"torch fused AdamW": plain})
+    return Subject(operation, operation.value, rows, width, draw.dtype, least, calls, {"torch fused AdamW": plain})

@@ -9,14 +9,16 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernel_subjects import Call, Subject, subjects
+from benchmarks.kernel_subjects import Call, Draw, Subject, subject_of
 from benchmarks.timing import save
 from ptm_dist.kernels import choice
 from ptm_dist.kernels.choice import device_name
@@ -60,10 +62,13 @@ def main() -> None:
             for dtype in asked.dtypes:
                 if name == "optimizer" and dtype != "fp32":
                     continue  # what is updated is float32 in every run
-                rows += [
-                    measure(each, bandwidth, device)
-                    for each in subjects({name: rows_and_width}, _DTYPES[dtype], device)
-                ]
+                draw = Draw(_DTYPES[dtype], device)
+                rows.append(
+                    {
+                        **measure(subject_of(name, *rows_and_width, draw), bandwidth, device),
+                        "relative_errors": relative_errors(name, *rows_and_width, draw),
+                    }
+                )
                 print(text(rows[-1]), flush=True)
     print(f"figures: {save(f'kernels-{device.type}', {'copy_bytes_per_second': bandwidth, 'rows': rows})}")
     if asked.adopt:
@@ -91,6 +96,28 @@ def measure(subject: Subject, bandwidth: float, device: torch.device) -> dict[st
         "versions": {"torch": torch.__version__, "triton": _version("triton")},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def relative_errors(name: str, rows: int, width: int, draw: Draw) -> dict[str, float]:
+    """How far results of each form of ours, gradients included, are from those of the first form in float64.
+
+    Of each tensor the largest difference, in units of its largest number; of these the largest. Forms that fail here
+    have their error among the times.
+    """
+    first, *_ = subject_of(name, rows, width, draw).calls
+    exact = _results(name, rows, width, replace(draw, is_exact=True), first)
+    errors = {}
+    for form in subject_of(name, rows, width, draw).calls:
+        with suppress(Exception):
+            pairs = zip(_results(name, rows, width, draw, form), exact, strict=True)
+            errors[form.value] = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return errors
+
+
+def _results(name: str, rows: int, width: int, draw: Draw, form: choice.Form) -> Sequence[torch.Tensor]:
+    """Of a form, with inputs that nobody has changed."""
+    found: Sequence[torch.Tensor] = subject_of(name, rows, width, draw).calls[form]()()
+    return found
 
 
 def _timed(makers: Mapping[str, Callable[[], Call]], device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
@@ -152,12 +179,14 @@ def adopt(rows: list[dict[str, Any]]) -> None:
 
 def text(row: Mapping[str, Any]) -> str:
     """A line for each candidate."""
+    errors = [f"{name} {error:.1e}" for name, error in row["relative_errors"].items()]
     lines = [f"{row['operation']} {row['dtype']} {row['rows']} x {row['width']}, forward and backward"]
     times = {**{f"ptm-dist {name}": each for name, each in row["seconds"].items()}, **row["peers"]}
     shares = list(row["share_of_copy_bandwidth"].values())
     for (name, each), share in zip(times.items(), shares, strict=True):
         lines.append(f"  {name:30s} {each * 1e3:9.3f} ms   {share:6.1%} of the bandwidth of a copy")
     lines += [f"  {name:30s} {error}" for name, error in row["errors"].items()]
+    lines.append(f"  largest error, beside float64: {', '.join(errors)}")
     return "\n".join(lines)
 
 

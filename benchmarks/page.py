@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ def main() -> None:
 
 def filled(page: str, results: Path) -> str:
     """A page with tables of what was measured between its marks."""
-    makers = {"cpu": cpu_tables, "gpu goals": goal_rows, "gpu": gpu_tables}
+    makers = {
+        "cpu": cpu_tables,
+        "cpu kernels": partial(kernel_table, device="cpu"),
+        "gpu goals": goal_rows,
+        "gpu": gpu_tables,
+        "gpu kernels": partial(kernel_table, device="cuda"),
+    }
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{makers[match[2]](results)}<!-- end -->"
@@ -63,6 +70,27 @@ def _comparison(result: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {speed} | {memory} {ratios}")
     difference, tolerance = result["largest_loss_difference"], result["loss_tolerance"]
     return "\n".join(lines) + f"\n\nLosses differ by {difference:.1e} at most; {tolerance:g} is allowed.\n"
+
+
+def kernel_table(results: Path, device: str) -> str:
+    """Of `python -m benchmarks.kernels`: time and accuracy of each form of each kernel, and of what others have."""
+    found = _read(results / f"kernels-{device}.json")
+    if found is None:
+        return "Not yet measured.\n"
+    lines = [
+        f"{_where(found)} A copy moves {found['copy_bytes_per_second'] / 1e9:,.0f} GB/s.\n",
+        "| Forward and backward | | ms | of the copy's bandwidth | largest error |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        what = f"{row['operation']}, {row['dtype']}, {row['rows']:,} x {row['width']:,}"
+        shares, errors = row["share_of_copy_bandwidth"], row["relative_errors"]
+        for name, seconds in {**row["seconds"], **row["peers"]}.items():
+            whose = f"ptm-dist {name}" if name in row["seconds"] else name
+            error = f"{errors[name]:.1e}" if name in row["seconds"] else ""
+            lines.append(f"| {what} | {whose} | {seconds * 1e3:,.2f} | {shares[name]:.0%} | {error} |")
+            what = ""
+    return "\n".join(lines) + "\n"
 
 
 def goal_rows(results: Path) -> str:
