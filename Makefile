@@ -32,7 +32,7 @@ parity: venv  ## Every cell of the parity table; writes docs/layouts.md. 20 minu
 chaos: venv  ## Runs that are killed, stopped and damaged at random; writes docs/chaos.md. 20 minutes on 2 cores.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.chaos
 
-bench: venv  ## Steps and loader beside other projects, on this machine's CPU: about 8 minutes on 2 cores.
+bench: venv  ## Steps and loader beside other projects, on this machine's CPU: about 14 minutes on 2 cores.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run $(BENCH)
 
 bench-data: venv $(PEERS)/.installed $(CORPORA)/english.jsonl  ## The data pipeline beside five other projects: an hour.

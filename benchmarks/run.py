@@ -17,7 +17,7 @@ ABSENT = "torchtitan 0.3.0 has neither GPT-2 nor BERT among its models: not meas
 
 
 def main() -> None:
-    """Run one after another; about eight minutes on two cores."""
+    """Run one after another; about a quarter of an hour on two cores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--models", nargs="+", help="of the steps in one process; all when left out")
