@@ -99,13 +99,15 @@ _FUSED = (Form.REFERENCE, Form.TRITON, Form.COMPILE)
 def _trained(function: Callable[..., Any], *inputs: Tensor) -> Call:
     """Forward and backward; all inputs that can get a gradient."""
     wanted = [each for each in inputs if each.requires_grad]
-    out = function(*inputs)
-    outs = list(out) if isinstance(out, tuple) else [out]
-    gradients = [torch.ones_like(each) for each in outs]
+
+    def forward() -> list[Tensor]:
+        found = function(*inputs)
+        return list(found) if isinstance(found, tuple) else [found]
+
+    gradients = [torch.ones_like(each) for each in forward()]
 
     def call() -> Sequence[Tensor]:
-        found = function(*inputs)
-        outs = list(found) if isinstance(found, tuple) else [found]
+        outs = forward()
         return *outs, *torch.autograd.grad(outs, wanted, gradients)
 
     return call

@@ -63,12 +63,9 @@ def main() -> None:
                 if name == "optimizer" and dtype != "fp32":
                     continue  # what is updated is float32 in every run
                 draw = Draw(_DTYPES[dtype], device)
-                rows.append(
-                    {
-                        **measure(subject_of(name, *rows_and_width, draw), bandwidth, device),
-                        "relative_errors": relative_errors(name, *rows_and_width, draw),
-                    }
-                )
+                subject = subject_of(name, *rows_and_width, draw)
+                measured = measure(subject, bandwidth, device)
+                rows.append({**measured, "relative_errors": relative_errors(subject, draw)})
                 print(text(rows[-1]), flush=True)
     print(f"figures: {save(f'kernels-{device.type}', {'copy_bytes_per_second': bandwidth, 'rows': rows})}")
     if asked.adopt:
@@ -98,25 +95,25 @@ def measure(subject: Subject, bandwidth: float, device: torch.device) -> dict[st
     }
 
 
-def relative_errors(name: str, rows: int, width: int, draw: Draw) -> dict[str, float]:
+def relative_errors(subject: Subject, draw: Draw) -> dict[str, float]:
     """How far results of each form of ours, gradients included, are from those of the first form in float64.
 
     Of each tensor the largest difference, in units of its largest number; of these the largest. Forms that fail here
     have their error among the times.
     """
-    first, *_ = subject_of(name, rows, width, draw).calls
-    exact = _results(name, rows, width, replace(draw, is_exact=True), first)
+    exact = _results(subject, replace(draw, is_exact=True), next(iter(subject.calls)))
     errors = {}
-    for form in subject_of(name, rows, width, draw).calls:
+    for form in subject.calls:
         with suppress(Exception):
-            pairs = zip(_results(name, rows, width, draw, form), exact, strict=True)
+            pairs = zip(_results(subject, draw, form), exact, strict=True)
             errors[form.value] = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
     return errors
 
 
-def _results(name: str, rows: int, width: int, draw: Draw, form: choice.Form) -> Sequence[torch.Tensor]:
-    """Of a form, with inputs that nobody has changed."""
-    found: Sequence[torch.Tensor] = subject_of(name, rows, width, draw).calls[form]()()
+def _results(subject: Subject, draw: Draw, form: choice.Form) -> Sequence[torch.Tensor]:
+    """Of a form of the same problem, with inputs that nobody has changed."""
+    fresh = subject_of(subject.name, subject.rows, subject.width, draw)
+    found: Sequence[torch.Tensor] = fresh.calls[form]()()
     return found
 
 

@@ -50,6 +50,8 @@ class Keeper:
 
     def __init__(self, options: Sequence[str]) -> None:
         self._options = options
+        self._logs = Path(options[0])
+        self._node = _option(options, "--node", node_name())
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -63,7 +65,7 @@ class Keeper:
                 # node alone.
                 if self._tell_that_it_returns(_SCRIPT_SECONDS):
                     continue
-                requeue_job(os.environ, Path(self._options[0]).parent, _option(self._options, "--node", node_name()))
+                requeue_job(os.environ, self._logs.parent, self._node)
             if code >= 0:
                 return code
             in_a_row = in_a_row + 1 if time.monotonic() - began < _TOO_SOON_SECONDS else 0
@@ -105,14 +107,14 @@ class Keeper:
 
     def _tell_that_it_returns(self, seconds: float) -> bool:
         """Look so long for a coordinator and tell it to expect this node; whether there is one."""
-        found = connect(Path(self._options[0]), seconds)
+        found = connect(self._logs, seconds)
         if found is None:
             return False
         connection, address = found
         from launcher.elastic.wire import Wire
 
         wire = Wire(connection)
-        wire.send("returning", token=address.token, node=_option(self._options, "--node", node_name()))
+        wire.send("returning", token=address.token, node=self._node)
         wire.close()
         return True
 

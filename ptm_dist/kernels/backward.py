@@ -38,9 +38,9 @@ def scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result.
     """
     out = torch.empty_like(tensor, dtype=dtype)
-    rows = len(tensor)
+    rows = max(1, len(tensor))
     if tensor.device.type == "cpu" and not tensor.dtype == dtype == scale.dtype and not torch.compiler.is_compiling():
         rows = max(1, _PIECE * rows // max(1, tensor.numel()))
-    for part, place in zip(tensor.split(max(1, rows)), out.split(max(1, rows)), strict=True):
+    for part, place in zip(tensor.split(rows), out.split(rows), strict=True):
         torch.mul(part, scale[None], out=place)
     return out
